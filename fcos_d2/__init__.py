@@ -1,0 +1,8 @@
+"""FCOS as a Detectron2 extension: importing it registers the model's parts with Detectron2."""
+
+__version__ = "0.1.0"
+
+from . import modeling
+from .config import add_fcos_config
+
+__all__ = ["add_fcos_config", "modeling"]

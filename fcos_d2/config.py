@@ -1,0 +1,86 @@
+"""The `MODEL.FCOS.*` keys (and the few solver, input and data set keys that FCOS recipes need)."""
+
+from detectron2.config import CfgNode as CN
+from detectron2.data import MetadataCatalog
+
+# The names of the keys follow Detectron2's RETINANET and RPN nodes wherever they mean the same.
+
+
+def add_fcos_config(cfg: CN) -> None:
+    """Add the default values of every key that fcos_d2 reads to ``cfg``, in place."""
+    cfg.MODEL.FCOS = CN()
+    # Number of foreground classes; -1 takes it from the class names of DATASETS.TRAIN.
+    cfg.MODEL.FCOS.NUM_CLASSES = -1
+    # Feature maps of the backbone that the head runs on, finest first.
+    cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    # What P6 is computed from: "p5" (the output of the FPN) or "res5" (its input).
+    cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p5"
+
+    # Head. 3x3 convolutions in the classification and in the box tower.
+    cfg.MODEL.FCOS.NUM_CLS_CONVS = 4
+    cfg.MODEL.FCOS.NUM_BOX_CONVS = 4
+    # Normalisation after each of them: any name that detectron2.layers.get_norm knows, "" is none.
+    cfg.MODEL.FCOS.NORM = "GN"
+    # Multiply the regression of each level by a learned scalar.
+    cfg.MODEL.FCOS.USE_SCALE = False
+    # Predict centerness from the classification tower instead of the box tower.
+    cfg.MODEL.FCOS.CENTERNESS_ON_CLS = False
+    # Foreground probability that the class bias starts at (pi of the focal loss paper).
+    cfg.MODEL.FCOS.PRIOR_PROB = 0.01
+
+    # Assignment. A location is at ((j + offset) * stride, (i + offset) * stride).
+    cfg.MODEL.FCOS.LOCATION_OFFSET = 0.5
+    # Half-side, in strides, of the square around a box centre that is positive; <= 0: whole box.
+    cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
+    # Bounds in pixels between the levels' ranges of max(l, t, r, b); one fewer than IN_FEATURES.
+    cfg.MODEL.FCOS.SIZES_OF_INTEREST = [64, 128, 256, 512]
+
+    # Losses.
+    cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA = 0.25
+    cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA = 2.0
+    # "giou", "iou" (-ln IoU, as in the paper), "diou" or "ciou".
+    cfg.MODEL.FCOS.BOX_LOSS = "giou"
+    # "none" or "centerness" (each positive weighted by its centerness target).
+    cfg.MODEL.FCOS.BOX_LOSS_WEIGHT = "none"
+
+    # Inference. The threshold is on the score that is reported, sqrt(class * centerness).
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
+    # Best candidates kept per level before NMS. (After NMS: TEST.DETECTIONS_PER_IMAGE.)
+    cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    # IoU threshold of the class-wise NMS.
+    cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
+    # Batch size that BASE_LR, MAX_ITER, STEPS, ... were chosen for. Another IMS_PER_BATCH scales
+    # them by the linear rule; 0 switches the rule off.
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+
+    # What training does with objects marked difficult (VOC): "ignore", "train" or "drop".
+    cfg.INPUT.DIFFICULT = "ignore"
+    # What training does with crowd regions (COCO): "ignore" or "drop".
+    cfg.INPUT.CROWD = "ignore"
+
+    # Skip boxes that are empty, inverted or outside their image, with a count, instead of an error.
+    cfg.DATASETS.SKIP_BAD_BOXES = False
+
+
+def get_num_classes(cfg: CN) -> int:
+    """Return ``MODEL.FCOS.NUM_CLASSES``, or for -1 the number of classes of DATASETS.TRAIN.
+
+    The class names are those that Detectron2's ``MetadataCatalog`` holds: of every data set that
+    Detectron2 knows by name, and of the others (``voc:...``) once ``fcos_d2.data.register_source``
+    has read them, as ``train_net.py`` and ``demo.py`` do.
+
+    Raises:
+        ValueError: -1, and no class names to count.
+    """
+    if cfg.MODEL.FCOS.NUM_CLASSES != -1:
+        return cfg.MODEL.FCOS.NUM_CLASSES
+    for name in cfg.DATASETS.TRAIN:
+        class_names = MetadataCatalog.get(name).get("thing_classes")
+        if class_names:
+            return len(class_names)
+    raise ValueError(
+        "MODEL.FCOS.NUM_CLASSES is -1 (take it from the data), but no class names are known for "
+        f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: set the number, or call "
+        "fcos_d2.data.register_source on these names before the model is built."
+    )

@@ -1,0 +1,209 @@
+"""Detect in image files, videos and a webcam, and draw what was found."""
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from tqdm import tqdm
+
+from ..checkpoint import FCOSCheckpointer, read_class_names
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class Predictor(DefaultPredictor):
+    """Detectron2's predictor with the class names that the checkpoint holds."""
+
+    def __init__(self, cfg: CfgNode):
+        """Build the model of ``cfg`` and load MODEL.WEIGHTS.
+
+        The number of classes is that of the checkpoint. Class names come from the checkpoint,
+        else from the metadata of DATASETS.TEST, else they are numbers.
+
+        Raises:
+            FileNotFoundError: the checkpoint is not there.
+            ValueError: it is not a trained FCOS.
+        """
+        cfg = cfg.clone()
+        names = read_class_names(cfg.MODEL.WEIGHTS)
+        if names:
+            cfg.MODEL.FCOS.NUM_CLASSES = len(names)
+        elif len(cfg.DATASETS.TEST):
+            names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
+        # DefaultPredictor would load the weights with a checkpointer that passes over a missing
+        # head, so it gets none.
+        weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
+        super().__init__(cfg)
+        FCOSCheckpointer(self.model, for_inference=True).load(weights)
+        names = names or [str(k) for k in range(self.cfg.MODEL.FCOS.NUM_CLASSES)]
+        self.metadata = Metadata().set(thing_classes=list(names))
+
+
+def expand_inputs(patterns: Iterable[str]) -> list[Path]:
+    """List the image files that files, folders and glob patterns name, each once.
+
+    Raises:
+        FileNotFoundError: something names no image.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            names = sorted(p for p in Path(pattern).iterdir() if _is_image(p))
+        elif os.path.isfile(pattern):
+            names = [Path(pattern)]
+        else:
+            names = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if _is_image(p)]
+        if not names:
+            raise FileNotFoundError(
+                f"--input {pattern}: no such file, or a folder or pattern without an image "
+                f"({', '.join(IMAGE_SUFFIXES)})."
+            )
+        found.update(dict.fromkeys(names))
+    return list(found)
+
+
+def predict_images(
+    predictor: Predictor, paths: Sequence[Path], output_dir: Path, threshold: float
+) -> list[Path]:
+    """Draw the detections of each image into ``output_dir``.
+
+    An image that can't be read is reported and passed over.
+
+    Args:
+        predictor: with its class names.
+        paths: of the images.
+        output_dir: made when it is not there.
+        threshold: least score, the one that is drawn, of a detection that is drawn.
+
+    Returns:
+        The files written, named after the images; of images of one name the later ones get a
+        number.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    taken: set[str] = set()
+    for path in tqdm(paths, unit="image"):
+        try:
+            image = read_image(str(path), format="BGR")
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+            logger.error("Passed over %s: it can't be read as an image (%s).", path, error)
+            continue
+        instances = above_threshold(predictor(image)["instances"], threshold)
+        picture = Visualizer(image[:, :, ::-1], predictor.metadata).draw_instance_predictions(
+            instances
+        )
+        target = output_dir / _free_name(path, taken)
+        _write_image(target, picture.get_image()[:, :, ::-1])
+        written.append(target)
+    return written
+
+
+def draw_video(
+    predictor: Predictor, capture: cv2.VideoCapture, threshold: float
+) -> Iterator[np.ndarray]:
+    """Yield each frame of an opened video, BGR, with its detections drawn."""
+    visualizer = VideoVisualizer(predictor.metadata, ColorMode.IMAGE)
+    while True:
+        success, frame = capture.read()
+        if not success:
+            return
+        instances = above_threshold(predictor(frame)["instances"], threshold)
+        picture = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
+        yield np.ascontiguousarray(picture.get_image()[:, :, ::-1])
+
+
+def predict_video(predictor: Predictor, path: str, output_dir: Path, threshold: float) -> Path:
+    """Draw the detections of a video file into ``output_dir/<name>.mp4``.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it has no frame that can be read.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--video-input {path}: no such file.")
+    capture = cv2.VideoCapture(path)
+    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    target = output_dir / f"{Path(path).stem}.mp4"
+    part = output_dir / f".{Path(path).stem}.part.mp4"
+    writer = None
+    try:
+        for frame in tqdm(draw_video(predictor, capture, threshold), total=count, unit="frame"):
+            if writer is None:
+                size = (frame.shape[1], frame.shape[0])
+                writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+            writer.write(frame)
+        if writer is None:
+            raise ValueError(f"--video-input {path}: no frame of it can be read.")
+        writer.release()
+        os.replace(part, target)
+    finally:
+        capture.release()
+        part.unlink(missing_ok=True)
+    return target
+
+
+def show_webcam(predictor: Predictor, threshold: float) -> None:
+    """Draw the detections of the first camera in a window until Esc is pressed.
+
+    Raises:
+        RuntimeError: there is no camera, or OpenCV was built without windows.
+    """
+    capture = cv2.VideoCapture(0)
+    if not capture.isOpened():
+        raise RuntimeError("--webcam: no camera can be opened.")
+    try:
+        for frame in draw_video(predictor, capture, threshold):
+            try:
+                cv2.imshow("fcos_d2", frame)
+            except cv2.error as error:
+                raise RuntimeError(
+                    "--webcam needs OpenCV with windows: pip uninstall opencv-python-headless, "
+                    "then pip install opencv-python."
+                ) from error
+            if cv2.waitKey(1) == 27:
+                return
+    finally:
+        capture.release()
+
+
+def above_threshold(instances: Instances, threshold: float) -> Instances:
+    """Keep the detections whose score is at least ``threshold``, on the CPU."""
+    return instances[instances.scores >= threshold].to("cpu")
+
+
+def _is_image(path: str | Path) -> bool:
+    return str(path).lower().endswith(IMAGE_SUFFIXES) and os.path.isfile(path)
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    name, number = f"{path.stem}.png", 1
+    while name in taken:
+        number += 1
+        name = f"{path.stem}_{number}.png"
+    taken.add(name)
+    return name
+
+
+def _write_image(target: Path, image: np.ndarray) -> None:
+    part = target.with_name(f".{target.stem}.part{target.suffix}")
+    try:
+        if not cv2.imwrite(str(part), image):
+            raise OSError(f"{target} can't be written.")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

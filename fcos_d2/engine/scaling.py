@@ -1,0 +1,60 @@
+"""The linear scaling rule for the batch size."""
+
+import logging
+from collections.abc import Collection
+
+from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+# What shrinks as the batch grows, so that training sees the same number of images.
+_ITERATION_KEYS = (
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+)
+
+
+def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
+    """Adapt the schedule in ``cfg``, in place, to a batch other than the recipe's.
+
+    Detectron2's rule for SOLVER.REFERENCE_WORLD_SIZE (Goyal et al. 2017), for the batch size: with
+    f = IMS_PER_BATCH / REFERENCE_IMS_PER_BATCH the learning rate is multiplied by f and all counts
+    of iterations are divided by f. Afterwards the reference is the batch itself, so that a dumped
+    config is not scaled again.
+
+    Args:
+        cfg: not frozen.
+        keep: full names of the keys that stay as they are, because somebody set them by hand.
+    """
+    solver = cfg.SOLVER
+    if solver.REFERENCE_IMS_PER_BATCH <= 0:
+        logger.info("Learning rate %g, not scaled to the batch size.", solver.BASE_LR)
+        return
+    factor = solver.IMS_PER_BATCH / solver.REFERENCE_IMS_PER_BATCH
+    if factor != 1 and "SOLVER.BASE_LR" not in keep:
+        solver.BASE_LR *= factor
+    for key in _ITERATION_KEYS:
+        node_name, name = key.split(".")
+        if factor != 1 and key not in keep:
+            node = cfg[node_name]
+            node[name] = _divide(node[name], factor)
+    logger.info(
+        "Batch of %d images, recipe's %d: learning rate %g, %d iterations, warm-up %d%s.",
+        solver.IMS_PER_BATCH,
+        solver.REFERENCE_IMS_PER_BATCH,
+        solver.BASE_LR,
+        solver.MAX_ITER,
+        solver.WARMUP_ITERS,
+        f" (as given: {', '.join(sorted(keep))})" if factor != 1 and keep else "",
+    )
+    solver.REFERENCE_IMS_PER_BATCH = solver.IMS_PER_BATCH
+
+
+def _divide(value: int | tuple[int, ...], factor: float) -> int | tuple[int, ...]:
+    if isinstance(value, (tuple, list)):
+        return tuple(_divide(x, factor) for x in value)
+    # A period of 0 is "never"; any other must not become 0.
+    return max(1, round(value / factor)) if value > 0 else value

@@ -1,0 +1,23 @@
+"""The network: importing this package registers it with Detectron2."""
+
+from .backbone import build_fcos_resnet_fpn_backbone
+from .decoder import FCOSDecoder
+from .head import FCOSHead
+from .locations import Locations, compute_locations
+from .losses import fcos_losses
+from .matcher import CenterSamplingMatcher, Matches
+from .meta_arch import FCOS
+from .proposal_generator import FCOSProposalGenerator
+
+__all__ = [
+    "CenterSamplingMatcher",
+    "FCOS",
+    "FCOSDecoder",
+    "FCOSHead",
+    "FCOSProposalGenerator",
+    "Locations",
+    "Matches",
+    "build_fcos_resnet_fpn_backbone",
+    "compute_locations",
+    "fcos_losses",
+]

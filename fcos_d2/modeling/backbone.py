@@ -1,0 +1,37 @@
+"""ResNet-FPN with P6 and P7, out of Detectron2's own builders."""
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import BACKBONE_REGISTRY, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
+
+
+@BACKBONE_REGISTRY.register()
+def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """Build the backbone of FCOS (paper, section 3.2): P3..P5, then P6 and P7 by stride-2 conv.
+
+    Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here
+    ``MODEL.FCOS.TOP_BLOCK_IN_FEATURE`` is "p5" (the default) or "res5".
+
+    Raises:
+        ValueError: the top block's input is neither "p5" nor a stage in RESNETS.OUT_FEATURES.
+    """
+    bottom_up = build_resnet_backbone(cfg, input_shape)
+    in_feature = cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE
+    out_channels = cfg.MODEL.FPN.OUT_CHANNELS
+    if in_feature == "p5":
+        in_channels = out_channels
+    elif in_feature == "res5" and in_feature in bottom_up.output_shape():
+        in_channels = bottom_up.output_shape()[in_feature].channels
+    else:
+        raise ValueError(
+            f"MODEL.FCOS.TOP_BLOCK_IN_FEATURE is {in_feature!r}: it has to be 'p5', or 'res5' "
+            f"when that is in MODEL.RESNETS.OUT_FEATURES ({cfg.MODEL.RESNETS.OUT_FEATURES})."
+        )
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=out_channels,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelP6P7(in_channels, out_channels, in_feature),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,61 @@
+"""The grid of locations: where each cell of each feature map sits in the image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Locations:
+    """All locations of all levels of one batch shape, finest level first, row by row.
+
+    Attributes:
+        points: (L, 2) float32, (x, y) in input pixels.
+        strides: (L,) float32, the stride of each location's level in pixels.
+        level_sizes: (height, width) of each level's feature map.
+        level_strides: the stride of each level.
+        offset: position of a location inside its cell, in strides.
+    """
+
+    points: Tensor
+    strides: Tensor
+    level_sizes: list[tuple[int, int]]
+    level_strides: list[int]
+    offset: float
+
+    @property
+    def level_lengths(self) -> list[int]:
+        """Number of locations of each level."""
+        return [height * width for height, width in self.level_sizes]
+
+
+def compute_locations(
+    level_sizes: Sequence[tuple[int, int]],
+    level_strides: Sequence[int],
+    offset: float = 0.5,
+    device: torch.device | str = "cpu",
+) -> Locations:
+    """Location (i, j) of a level with stride s is at ((j + offset) s, (i + offset) s).
+
+    Args:
+        level_sizes: (height, width) of each feature map, finest first.
+        level_strides: stride in pixels of each feature map.
+        offset: 0.5 is the centre of a cell (FCOS, section 3.1); torchvision uses 0.
+        device: where the tensors live.
+    """
+    points, strides = [], []
+    for (height, width), stride in zip(level_sizes, level_strides, strict=True):
+        ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+        xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+        grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
+        points.append(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2))
+        strides.append(torch.full((height * width,), float(stride), device=device))
+    return Locations(
+        torch.cat(points),
+        torch.cat(strides),
+        [(int(h), int(w)) for h, w in level_sizes],
+        [int(s) for s in level_strides],
+        offset,
+    )

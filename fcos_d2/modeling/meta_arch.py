@@ -1,0 +1,143 @@
+"""`FCOS`: backbone and proposal head, with pre- and post-processing around them."""
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.proposal_generator import build_proposal_generator
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from detectron2.utils.visualizer import Visualizer
+from torch import Tensor, nn
+
+
+@META_ARCH_REGISTRY.register()
+class FCOS(nn.Module):
+    """FCOS: Fully Convolutional One-Stage Object Detection (Tian et al., 2019)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        input_format: str = "BGR",
+        vis_period: int = 0,
+    ):
+        """Put the parts together.
+
+        Args:
+            backbone: a module with Detectron2's backbone interface.
+            proposal_generator: see :class:`FCOSProposalGenerator` for its interface.
+            pixel_mean: mean of each channel, subtracted from the input.
+            pixel_std: standard deviation of each channel, by which the input is divided.
+            input_format: order of the channels, needed to draw them.
+            vis_period: iterations between two pictures of training; 0 draws none.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.proposal_generator = proposal_generator
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.input_format = input_format
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        """Map ``cfg.MODEL`` to the constructor's arguments."""
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and so where the images go."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Detect objects, or compute the losses.
+
+        Args:
+            batched_inputs: for each image a dict in Detectron2's standard format: ``image``
+                (C, H, W) in ``input_format``, ``height`` and ``width`` of the output, and in
+                training ``instances`` with ``gt_boxes``, ``gt_classes`` and, optionally,
+                ``gt_ignore``.
+
+        Returns:
+            In training ``{"loss_cls", "loss_box", "loss_ctr"}``; otherwise for each image
+            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes`` at
+            the output's size.
+
+        Raises:
+            ValueError: training without ``instances``, or with a class that the head lacks.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if self.training:
+            gt_instances = self._ground_truth(batched_inputs)
+            _, losses = self.proposal_generator(images, features, gt_instances)
+            if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+                self._visualize_training(batched_inputs, images, features)
+            return losses
+        detections, _ = self.proposal_generator(images, features, None)
+        return [
+            {"instances": detector_postprocess(x, *_output_size(inputs, x.image_size))}
+            for x, inputs in zip(detections, batched_inputs, strict=True)
+        ]
+
+    def preprocess_image(self, batched_inputs: list[dict]) -> ImageList:
+        """Normalize the images and pad them to one batch."""
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [(x - self.pixel_mean) / self.pixel_std for x in images]
+        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+    def _ground_truth(self, batched_inputs: list[dict]) -> list[Instances]:
+        num_classes = self.proposal_generator.matcher.num_classes
+        for inputs in batched_inputs:
+            name = inputs.get("file_name", "an input")
+            if "instances" not in inputs:
+                raise ValueError(f"Training needs ground truth, but {name} has no 'instances'.")
+            # Checked here, before the classes go to the device: an error instead of a label that
+            # is silently trained as background.
+            classes = inputs["instances"].gt_classes
+            if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+                raise ValueError(
+                    f"{name} has the classes {sorted(set(classes.tolist()))}, but "
+                    f"MODEL.FCOS.NUM_CLASSES is {num_classes}: classes go from 0 to "
+                    f"{num_classes - 1}."
+                )
+        return [x["instances"].to(self.device) for x in batched_inputs]
+
+    @torch.no_grad()
+    def _visualize_training(
+        self, batched_inputs: list[dict], images: ImageList, features: dict[str, Tensor]
+    ) -> None:
+        """Put the batch's first image, predictions left and ground truth right, into events."""
+        self.proposal_generator.eval()
+        detections, _ = self.proposal_generator(images, features, None)
+        self.proposal_generator.train()
+        inputs = batched_inputs[0]
+        image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), self.input_format)
+        best = detections[0].pred_boxes.tensor[:20].cpu().numpy()
+        truth = inputs["instances"].gt_boxes.tensor.cpu().numpy()
+        pictures = [
+            Visualizer(image).overlay_instances(boxes=boxes).get_image() for boxes in (best, truth)
+        ]
+        get_event_storage().put_image(
+            "Left: best 20 predictions; right: ground truth",
+            np.concatenate(pictures, axis=1).transpose(2, 0, 1),
+        )
+
+
+def _output_size(inputs: dict, image_size: tuple[int, int]) -> tuple[int, int]:
+    return inputs.get("height", image_size[0]), inputs.get("width", image_size[1])

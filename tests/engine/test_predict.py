@@ -1,0 +1,126 @@
+"""The predictor and what `demo.py` does with it."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from PIL import Image
+
+from fcos_d2.checkpoint import FCOSCheckpointer
+from fcos_d2.engine.predict import (
+    Predictor,
+    above_threshold,
+    expand_inputs,
+    predict_images,
+    predict_video,
+)
+
+NAMES = ["circle", "square", "star"]
+
+
+@pytest.fixture
+def cfg(tiny_cfg, tmp_path):
+    """A config whose checkpoint finds something: random weights with a high class bias."""
+    model = build_model(tiny_cfg)
+    torch.nn.init.constant_(model.proposal_generator.head.cls_score.bias, 1.0)
+    torch.nn.init.constant_(model.proposal_generator.head.box_pred.bias, 1.0)
+    FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("model")
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    tiny_cfg.MODEL.FCOS.NUM_CLASSES = -1
+    tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ()
+    return tiny_cfg
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for k in range(3):
+        pixels = np.random.default_rng(k).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k}.jpg")
+    return folder
+
+
+def test_class_names_and_their_number_come_from_the_checkpoint(cfg):
+    predictor = Predictor(cfg)
+    assert predictor.metadata.thing_classes == NAMES
+    assert predictor.cfg.MODEL.FCOS.NUM_CLASSES == 3
+
+
+def test_equals_detectron2s_predictor(cfg):
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    ours = Predictor(cfg)(image)["instances"]
+    cfg.MODEL.FCOS.NUM_CLASSES = 3
+    theirs = DefaultPredictor(cfg)(image)["instances"]
+    assert len(ours) > 0
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    assert torch.equal(ours.scores, theirs.scores)
+
+
+def test_images_are_drawn_and_a_bad_one_is_passed_over(cfg, images, tmp_path, caplog):
+    (images / "bad.jpg").write_bytes(b"no image")
+    paths = expand_inputs([str(images)])
+    assert [p.name for p in paths] == ["0.jpg", "1.jpg", "2.jpg", "bad.jpg"]
+    written = predict_images(Predictor(cfg), paths, tmp_path / "out", 0.3)
+    assert [p.name for p in written] == ["0.png", "1.png", "2.png"]
+    assert "bad.jpg: it can't be read as an image" in caplog.text
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
+    drawn, original = cv2.imread(str(written[0])), cv2.imread(str(images / "0.jpg"))
+    assert drawn.shape == original.shape and (drawn != original).any()
+
+
+def test_nothing_above_the_threshold_draws_nothing(cfg, images, tmp_path):
+    (written,) = predict_images(Predictor(cfg), [images / "0.jpg"], tmp_path / "out", 0.999)
+    original = cv2.imread(str(images / "0.jpg")).astype(int)
+    # Matplotlib draws the picture through floats, which can round a pixel by one.
+    assert abs(cv2.imread(str(written)).astype(int) - original).max() <= 1
+
+
+def test_threshold_is_on_the_drawn_score(cfg, images):
+    instances = Predictor(cfg)(cv2.imread(str(images / "0.jpg")))["instances"]
+    threshold = instances.scores.median().item()
+    kept = above_threshold(instances, threshold)
+    assert 0 < len(kept) < len(instances)
+    assert kept.scores.min() >= threshold
+
+
+def test_equal_names_from_two_folders_do_not_overwrite(cfg, images, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "0.png").write_bytes((images / "0.jpg").read_bytes())
+    paths = expand_inputs([str(images / "0.jpg"), str(other)])
+    written = predict_images(Predictor(cfg), paths, tmp_path / "out", 0.5)
+    assert [p.name for p in written] == ["0.png", "0_2.png"]
+
+
+def test_patterns(images):
+    (images / "notes.txt").write_text("no image")
+    pattern = str(images / "*")
+    assert len(expand_inputs([pattern, str(images / "1.jpg")])) == 3
+    with pytest.raises(FileNotFoundError, match=r"--input .*\*\.gif"):
+        expand_inputs([str(images / "*.gif")])
+
+
+def test_video(cfg, tmp_path):
+    path = str(tmp_path / "in.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 10, (80, 60))
+    for k in range(4):
+        writer.write(np.full((60, 80, 3), 60 * k, dtype=np.uint8))
+    writer.release()
+    target = predict_video(Predictor(cfg), path, tmp_path / "out", 0.5)
+    capture = cv2.VideoCapture(str(target))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["in.mp4"]
+
+
+def test_bad_video(cfg, tmp_path):
+    predictor = Predictor(cfg)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        predict_video(predictor, str(tmp_path / "a.mp4"), tmp_path / "out", 0.5)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="bad.mp4: no frame"):
+        predict_video(predictor, str(tmp_path / "bad.mp4"), tmp_path / "out", 0.5)
+    assert not list((tmp_path / "out").iterdir())

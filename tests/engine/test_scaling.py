@@ -1,0 +1,67 @@
+"""The linear scaling rule for the batch size."""
+
+import pytest
+
+from fcos_d2.engine import scale_to_batch_size
+
+
+@pytest.fixture
+def cfg(tiny_cfg):
+    tiny_cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 16
+    tiny_cfg.SOLVER.BASE_LR = 0.01
+    tiny_cfg.SOLVER.MAX_ITER = 90000
+    tiny_cfg.SOLVER.STEPS = (60000, 80000)
+    tiny_cfg.SOLVER.WARMUP_ITERS = 1000
+    tiny_cfg.SOLVER.CHECKPOINT_PERIOD = 5000
+    tiny_cfg.TEST.EVAL_PERIOD = 0
+    return tiny_cfg
+
+
+def schedule(cfg):
+    solver = cfg.SOLVER
+    return (
+        solver.BASE_LR,
+        solver.MAX_ITER,
+        tuple(solver.STEPS),
+        solver.WARMUP_ITERS,
+        solver.CHECKPOINT_PERIOD,
+        cfg.TEST.EVAL_PERIOD,
+    )
+
+
+def test_a_quarter_of_the_batch_by_hand(cfg):
+    """Batch 4 of 16: a quarter of the rate, four times the iterations; a period of 0 stays 0."""
+    cfg.SOLVER.IMS_PER_BATCH = 4
+    scale_to_batch_size(cfg)
+    assert schedule(cfg) == (0.0025, 360000, (240000, 320000), 4000, 20000, 0)
+    # What a dumped config says is what was used.
+    scale_to_batch_size(cfg)
+    assert schedule(cfg) == (0.0025, 360000, (240000, 320000), 4000, 20000, 0)
+
+
+def test_the_recipes_own_batch_changes_nothing(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 16
+    before = schedule(cfg)
+    scale_to_batch_size(cfg)
+    assert schedule(cfg) == before
+
+
+def test_what_was_set_by_hand_stays(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 32
+    scale_to_batch_size(cfg, keep=["SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"])
+    assert schedule(cfg) == (0.02, 90000, (30000, 40000), 500, 2500, 0)
+
+
+def test_no_reference_no_scaling(cfg):
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    before = schedule(cfg)
+    scale_to_batch_size(cfg)
+    assert schedule(cfg) == before
+
+
+def test_a_period_never_becomes_never(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 1600
+    cfg.TEST.EVAL_PERIOD = 10
+    scale_to_batch_size(cfg)
+    assert cfg.TEST.EVAL_PERIOD == 1

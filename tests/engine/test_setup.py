@@ -1,0 +1,56 @@
+"""From the command line to a checked config."""
+
+import os
+
+import pytest
+import torch
+
+from fcos_d2.engine import load_cfg, setup
+
+
+def test_classes_come_from_the_data(make_args):
+    cfg = setup(make_args())
+    assert cfg.MODEL.FCOS.NUM_CLASSES == 2
+    assert os.path.exists(os.path.join(cfg.OUTPUT_DIR, "config.yaml"))
+
+
+def test_the_dumped_config_is_the_one_that_was_used(make_args):
+    cfg = setup(make_args("SOLVER.REFERENCE_IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.3"))
+    again = load_cfg(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), [])
+    assert again.dump() == cfg.dump()
+    assert cfg.SOLVER.BASE_LR == 0.3  # set by hand
+    assert cfg.SOLVER.WARMUP_ITERS == 2 * load_cfg(make_args().config_file, []).SOLVER.WARMUP_ITERS
+
+
+def test_wrong_number_of_classes(make_args, tmp_path):
+    with pytest.raises(ValueError, match="NUM_CLASSES is 20, .*2 classes.*set it to 2"):
+        setup(make_args("MODEL.FCOS.NUM_CLASSES", "20"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_classes_in_the_test_set(make_args, write_voc_folder, tmp_path):
+    other = write_voc_folder(tmp_path / "other", classes=("ball", "cone"))
+    with pytest.raises(ValueError, match="(?s)same classes.*ball, box.*ball, cone.*classes.txt"):
+        setup(make_args("DATASETS.TEST", f"('voc:{other}:train',)"))
+
+
+def test_unknown_source(make_args):
+    with pytest.raises(ValueError, match="nobody_knows_this"):
+        setup(make_args("DATASETS.TRAIN", "('nobody_knows_this',)"))
+
+
+def test_no_source(make_args):
+    with pytest.raises(ValueError, match="name a source"):
+        setup(make_args("DATASETS.TRAIN", "()", "DATASETS.TEST", "()"))
+
+
+def test_unknown_key(make_args):
+    with pytest.raises(KeyError, match="NO_SUCH_KEY"):
+        setup(make_args("MODEL.FCOS.NO_SUCH_KEY", "1"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_said_once(caplog):
+    cfg = load_cfg("", [])
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert [r.message for r in caplog.records] == ["No CUDA device: running on the CPU."]

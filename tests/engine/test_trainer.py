@@ -1,0 +1,110 @@
+"""Training, resuming and evaluating on a tiny data set."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from fcos_d2.engine import Trainer, evaluate, setup
+
+
+def train(args):
+    cfg = setup(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    return cfg
+
+
+def read_metrics(cfg):
+    with open(os.path.join(cfg.OUTPUT_DIR, "metrics.json")) as file:
+        return [json.loads(line) for line in file]
+
+
+def load(cfg, name):
+    return torch.load(os.path.join(cfg.OUTPUT_DIR, name), weights_only=True)
+
+
+TWENTY = ("SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.WARMUP_ITERS", "4")
+
+
+def test_20_iterations_equal_10_and_a_resume(make_args):
+    """The whole run stops after 10 of 20 as one that was killed, and goes on from there."""
+    whole = train(make_args(*TWENTY, output="whole"))
+
+    args = make_args(*TWENTY, output="parts")
+    cfg = setup(args)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        stop_before(trainer, iteration=10)
+        trainer.train()
+    parts = train(make_args(*TWENTY, output="parts", resume=True))
+
+    one, other = load(whole, "model_final.pth"), load(parts, "model_final.pth")
+    assert one["iteration"] == other["iteration"] == 19
+    for key, value in one["model"].items():
+        torch.testing.assert_close(other["model"][key], value, rtol=1e-5, atol=1e-6, msg=key)
+    last, last_resumed = read_metrics(whole)[-1], read_metrics(parts)[-1]
+    assert last["iteration"] == last_resumed["iteration"] == 19
+    compared = [k for k in last if "time" not in k and "eta" not in k]
+    assert {"loss_cls", "loss_box", "loss_ctr", "lr", "bbox/AP", "fcos/num_pos"} <= set(compared)
+    for key in compared:
+        one, other = last[key], last_resumed[key]
+        assert math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) or one != one, key
+
+
+def stop_before(trainer, iteration):
+    """Interrupt a trainer as Ctrl-C does."""
+    step = trainer.run_step
+
+    def run_step():
+        if trainer.iter == iteration:
+            raise KeyboardInterrupt
+        step()
+
+    trainer.run_step = run_step
+
+
+def test_two_seeded_runs_are_the_same(make_args):
+    options = ("SOLVER.MAX_ITER", "3")
+    one, other = (train(make_args(*options, output=name)) for name in ("one", "other"))
+    for key, value in load(one, "model_final.pth")["model"].items():
+        assert torch.equal(load(other, "model_final.pth")["model"][key], value), key
+
+
+def test_evaluation_gives_the_table_of_the_training(make_args):
+    """`--eval-only`, from the file and from the folder's last checkpoint: the same numbers."""
+    cfg = train(make_args("SOLVER.MAX_ITER", "3"))
+    trained = read_metrics(cfg)[-1]
+    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    alone = evaluate(setup(make_args("MODEL.WEIGHTS", weights, eval_only=True)))
+    resumed = evaluate(setup(make_args(eval_only=True, resume=True)), resume=True)
+    for task, metrics in alone.items():
+        for name, value in metrics.items():
+            assert value == resumed[task][name] or value != value
+            assert value == trained[f"{task}/{name}"] or value != value
+    assert {"AP", "AP50", "AP75", "AR100"} <= set(alone["bbox"])
+    assert {"AP50_11point", "AP50_area"} <= set(alone["voc"])
+
+
+def test_evaluation_of_untrained_weights_is_refused(make_args):
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        evaluate(setup(make_args(eval_only=True)))
+
+
+def test_what_a_run_leaves_behind(make_args):
+    cfg = train(make_args("SOLVER.MAX_ITER", "2"))
+    names = set(os.listdir(cfg.OUTPUT_DIR))
+    assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "inference"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not any(name.endswith(".part") for name in names)
+    assert load(cfg, "model_final.pth")["class_names"] == ["ball", "box"]
+
+
+def test_a_few_iterations_learn(make_args):
+    cfg = train(make_args("SOLVER.MAX_ITER", "40", "SOLVER.WARMUP_ITERS", "5"))
+    first, last = read_metrics(cfg)[0], read_metrics(cfg)[-1]
+    assert last["total_loss"] < first["total_loss"]

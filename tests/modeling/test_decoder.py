@@ -1,0 +1,203 @@
+"""`FCOSDecoder` against a plain version, and as the inverse of the targets."""
+
+import math
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torchvision.ops import nms
+
+from fcos_d2.modeling import CenterSamplingMatcher, FCOSDecoder, compute_locations
+from fcos_d2.modeling.decoder import decode_boxes, encode_boxes
+
+STRIDES = [8, 16, 32]
+
+
+def make_locations(height, width):
+    sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
+    return compute_locations(sizes, STRIDES)
+
+
+def reference_decode(locations, logits, ltrb, centerness, size, *, thresh, topk, nms_thresh, best):
+    """One image, level by level and class by class, straight from the definition."""
+    num_classes = logits.shape[1]
+    candidates = []
+    start = 0
+    for length in locations.level_lengths:
+        level = []
+        for place in range(start, start + length):
+            for label in range(num_classes):
+                cls = torch.sigmoid(logits[place, label])
+                score = torch.sqrt(cls * torch.sigmoid(centerness[place])).item()
+                if score > thresh:
+                    level.append((score, place, label))
+        candidates += sorted(level, key=lambda c: -c[0])[:topk]
+        start += length
+    rows = []
+    for score, place, label in candidates:
+        x, y = locations.points[place].tolist()
+        sides = (ltrb[place] * locations.strides[place]).tolist()
+        box = [
+            min(max(x - sides[0], 0), size[1]),
+            min(max(y - sides[1], 0), size[0]),
+            min(max(x + sides[2], 0), size[1]),
+            min(max(y + sides[3], 0), size[0]),
+        ]
+        if box[2] > box[0] and box[3] > box[1]:
+            rows.append([*box, score, label])
+    rows = torch.tensor(rows).reshape(-1, 6)
+    kept = []
+    for label in range(num_classes):
+        own = rows[rows[:, 5] == label]
+        kept.append(own[nms(own[:, :4], own[:, 4], nms_thresh)])
+    kept = torch.cat(kept)
+    return kept[kept[:, 4].argsort(descending=True, stable=True)][:best]
+
+
+def rows_of(instances):
+    return torch.cat(
+        (
+            instances.pred_boxes.tensor,
+            instances.scores[:, None],
+            instances.pred_classes[:, None].float(),
+        ),
+        dim=1,
+    )
+
+
+@pytest.mark.parametrize("num_classes", [1, 4])
+@pytest.mark.parametrize("thresh, topk, best", [(0.05, 1000, 100), (0.3, 40, 10), (0.6, 5, 100)])
+def test_equals_the_plain_version(num_classes, thresh, topk, best):
+    """Three images of one batch, two of them smaller than the padded input."""
+    locations = make_locations(100, 132)
+    sizes = [(100, 132), (77, 132), (100, 90)]
+    count = len(locations.points)
+    logits = 2 * torch.randn(3, count, num_classes) - 2
+    centerness = torch.randn(3, count)
+    ltrb = 4 * torch.rand(3, count, 4) - 0.5
+    ltrb = ltrb.clamp(min=0)
+    decoder = FCOSDecoder(
+        score_thresh=thresh, topk_candidates=topk, nms_thresh=0.5, max_detections=best
+    )
+    inputs = [x.clone() for x in (logits, ltrb, centerness)]
+    results = decoder(locations, logits, ltrb, centerness, sizes)
+    for before, after in zip(inputs, (logits, ltrb, centerness), strict=True):
+        assert torch.equal(before, after)
+    for index, size in enumerate(sizes):
+        expected = reference_decode(
+            locations,
+            logits[index],
+            ltrb[index],
+            centerness[index],
+            size,
+            thresh=thresh,
+            topk=topk,
+            nms_thresh=0.5,
+            best=best,
+        )
+        assert results[index].image_size == size
+        torch.testing.assert_close(rows_of(results[index]), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_perfect_predictions_give_back_every_covered_box():
+    """Targets of the matcher, put in as predictions, come out as the boxes, at IoU over 0.99."""
+    generator = torch.Generator().manual_seed(0)
+    covered_boxes = 0
+    for _ in range(20):
+        size = (256, 320)
+        corner = torch.rand(12, 2, generator=generator) * torch.tensor([280.0, 220])
+        extent = 6 + torch.rand(12, 2, generator=generator) * 120
+        boxes = torch.cat((corner, corner + extent), dim=1)
+        boxes = boxes.minimum(torch.tensor([320.0, 256, 320, 256]))
+        gt = Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.arange(12) % 5)
+        locations = make_locations(*size)
+        matches = CenterSamplingMatcher(num_classes=5, radius=1.5, sizes_of_interest=[64, 128])(
+            locations, [gt]
+        )
+        logits = torch.full((1, len(locations.points), 5), -20.0)
+        ltrb = torch.zeros(1, len(locations.points), 4)
+        place = (matches.labels[0] < 5).nonzero().squeeze(1)
+        matched = matches.gt_inds[0, place]
+        logits[0, place, matches.labels[0, place]] = 5.0
+        ltrb[0, place] = encode_boxes(
+            locations.points[place], locations.strides[place], matches.gt_boxes[matched]
+        )
+        centerness = torch.zeros(1, len(locations.points))
+        # Equal boxes of one class suppress each other, others must not.
+        decoder = FCOSDecoder(nms_thresh=0.999)
+        (result,) = decoder(locations, logits, ltrb, centerness, [size])
+        iou = pairwise_iou(gt.gt_boxes, result.pred_boxes)
+        iou[gt.gt_classes[:, None] != result.pred_classes] = 0
+        covered = matched.unique()
+        assert (iou[covered].max(dim=1).values > 0.99).all()
+        covered_boxes += len(covered)
+    assert covered_boxes > 150
+
+
+def test_decode_inverts_encode():
+    points = torch.rand(50, 2) * 100
+    strides = torch.tensor([8.0, 16.0]).repeat(25)
+    boxes = torch.cat((points - 30 * torch.rand(50, 2), points + 30 * torch.rand(50, 2)), dim=1)
+    again = decode_boxes(points, strides, encode_boxes(points, strides, boxes))
+    torch.testing.assert_close(again, boxes, rtol=1e-5, atol=1e-4)
+
+
+def test_nothing_above_the_threshold_has_every_field():
+    locations = make_locations(32, 32)
+    count = len(locations.points)
+    results = FCOSDecoder()(
+        locations,
+        torch.full((2, count, 3), -20.0),
+        torch.ones(2, count, 4),
+        torch.zeros(2, count),
+        [(32, 32), (32, 30)],
+    )
+    for result in results:
+        assert len(result) == 0
+        assert result.pred_boxes.tensor.shape == (0, 4)
+        assert result.scores.shape == result.pred_classes.shape == (0,)
+
+
+def test_threshold_is_on_the_reported_score():
+    """Class 0.09, centerness 1: the score is sqrt(0.09) = 0.3, above 0.29 and not above 0.31."""
+    locations = compute_locations([(1, 1)], [8])
+    logits = torch.tensor(0.09).logit().view(1, 1, 1)
+    inputs = (locations, logits, torch.full((1, 1, 4), 0.4), torch.full((1, 1), 40.0), [(8, 8)])
+    (kept,) = FCOSDecoder(score_thresh=0.29)(*inputs)
+    assert kept.scores.tolist() == pytest.approx([0.3], abs=1e-6)
+    assert len(FCOSDecoder(score_thresh=0.31)(*inputs)[0]) == 0
+
+
+def test_ties_never_return_more_than_the_limit():
+    """All 16 x 16 locations have the same score and boxes that do not meet."""
+    locations = compute_locations([(16, 16)], [8])
+    (result,) = FCOSDecoder(max_detections=7)(
+        locations,
+        torch.zeros(1, 256, 1),
+        torch.full((1, 256, 4), 0.4),
+        torch.zeros(1, 256),
+        [(128, 128)],
+    )
+    assert len(result) == 7
+    (result,) = FCOSDecoder(topk_candidates=9)(
+        locations,
+        torch.zeros(1, 256, 1),
+        torch.full((1, 256, 4), 0.4),
+        torch.zeros(1, 256),
+        [(128, 128)],
+    )
+    assert len(result) == 9
+
+
+def test_boxes_outside_the_image_are_dropped():
+    """A 16 x 16 image padded to 16 x 32: short boxes beyond x = 16 clip to nothing."""
+    locations = compute_locations([(2, 4)], [8])
+    (result,) = FCOSDecoder()(
+        locations,
+        torch.full((1, 8, 1), 3.0),
+        torch.full((1, 8, 4), 0.4),
+        torch.zeros(1, 8),
+        [(16, 16)],
+    )
+    assert len(result) == 4
+    assert result.pred_boxes.tensor.max() <= 16

@@ -1,0 +1,296 @@
+"""The losses against hand-computed numbers, torchvision and numerical gradients."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+from torchvision import ops
+
+from fcos_d2.modeling.losses import (
+    BOX_LOSSES,
+    binary_entropy,
+    box_loss,
+    centerness_loss,
+    centerness_targets,
+    fcos_losses,
+    sigmoid_focal_loss,
+)
+
+
+def random_distances(count, seed, low=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    return low + 5 * torch.rand(count, 4, generator=generator, dtype=torch.float64)
+
+
+def to_boxes(ltrb):
+    return torch.cat((-ltrb[:, :2], ltrb[:, 2:]), dim=1)
+
+
+def test_focal_loss_by_hand():
+    """Two rows, one class, logit 0, so p = 0.5 and -ln p = ln 2.
+
+    Positive: 0.25 * 0.5^2 * ln 2; background: 0.75 * 0.5^2 * ln 2; the sum is 0.25 ln 2.
+    """
+    loss = sigmoid_focal_loss(torch.zeros(2, 1), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
+
+
+def test_focal_loss_equals_torchvisions():
+    labels = torch.randint(0, 6, (50,))  # 5 is background
+    logits = 3 * torch.randn(50, 5)
+    one_hot = F.one_hot(labels, 6)[:, :5].float()
+    expected = ops.sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels), expected)
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    labels = torch.randint(0, 6, (50,))
+    logits = 3 * torch.randn(50, 5)
+    one_hot = F.one_hot(labels, 6)[:, :5].float()
+    expected = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum")
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels, alpha=-1, gamma=0), expected)
+
+
+def test_focal_loss_leaves_ignored_rows_out():
+    logits = torch.randn(3, 4, requires_grad=True)
+    sigmoid_focal_loss(logits, torch.tensor([1, -1, 4])).backward()
+    assert (logits.grad[1] == 0).all()
+    assert (logits.grad[[0, 2]] != 0).all()
+
+
+def test_focal_loss_is_finite_at_large_logits():
+    logits = torch.tensor([[80.0, -80.0]], requires_grad=True)
+    loss = sigmoid_focal_loss(logits, torch.tensor([1]))
+    loss.backward()
+    # Both are wrong by 80: (1 - 0.25) * 80 + 0.25 * 80.
+    assert loss.item() == pytest.approx(80.0)
+    assert logits.grad.isfinite().all()
+
+
+def test_giou_by_hand():
+    """Prediction 2 x 2 inside target 4 x 2, both from the location's left: l 1 | 1, r 1 | 3.
+
+    Intersection 4, union 8, hull 8: IoU 0.5, GIoU 0.5 - 0, loss 0.5; -ln IoU is ln 2.
+    """
+    pred = torch.tensor([[1.0, 1, 1, 1]])
+    target = torch.tensor([[1.0, 1, 3, 1]])
+    assert box_loss(pred, target, "giou").item() == pytest.approx(0.5, abs=1e-6)
+    assert box_loss(pred, target, "iou").item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_giou_hull_by_hand():
+    """A 1 x 3 and a 3 x 1 box that cross in one cell.
+
+    Intersection 1, union 3 + 3 - 1 = 5, hull 9: GIoU = 1/5 - 4/9, loss = 1 - 1/5 + 4/9.
+    """
+    pred = torch.tensor([[0.5, 1.5, 0.5, 1.5]])
+    target = torch.tensor([[1.5, 0.5, 1.5, 0.5]])
+    assert box_loss(pred, target, "giou").item() == pytest.approx(1 - 1 / 5 + 4 / 9, abs=1e-6)
+
+
+def test_diou_by_hand():
+    """As in test_giou_by_hand: centres 1 apart, hull 4 x 2, diagonal^2 20: 0.5 + 1 / 20."""
+    pred = torch.tensor([[1.0, 1, 1, 1]])
+    target = torch.tensor([[1.0, 1, 3, 1]])
+    assert box_loss(pred, target, "diou").item() == pytest.approx(0.55, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, reference",
+    [
+        ("giou", ops.generalized_box_iou_loss),
+        ("diou", ops.distance_box_iou_loss),
+        ("ciou", ops.complete_box_iou_loss),
+    ],
+)
+def test_box_losses_and_gradients_equal_torchvisions(kind, reference):
+    pred = random_distances(200, 0).requires_grad_()
+    other = pred.detach().clone().requires_grad_()
+    target = random_distances(200, 1)
+    ours = box_loss(pred, target, kind)
+    theirs = reference(to_boxes(other), to_boxes(target))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    ours.sum().backward()
+    theirs.sum().backward()
+    torch.testing.assert_close(pred.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_iou_loss_is_minus_log_of_torchvisions_iou():
+    pred, target = random_distances(100, 0), random_distances(100, 1)
+    iou = ops.box_iou(to_boxes(pred), to_boxes(target)).diagonal()
+    torch.testing.assert_close(box_loss(pred, target, "iou"), -iou.log(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BOX_LOSSES)
+def test_box_loss_of_an_empty_prediction_is_finite(kind):
+    pred = torch.zeros(1, 4, requires_grad=True)
+    loss = box_loss(pred, torch.ones(1, 4), kind)
+    loss.sum().backward()
+    assert loss.isfinite().all() and pred.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", BOX_LOSSES)
+def test_box_loss_of_no_box_is_empty(kind):
+    assert box_loss(torch.zeros(0, 4), torch.zeros(0, 4), kind).shape == (0,)
+
+
+def test_unknown_box_loss():
+    with pytest.raises(ValueError, match="BOX_LOSS is 'l1'"):
+        box_loss(torch.ones(1, 4), torch.ones(1, 4), "l1")
+
+
+def test_centerness_by_hand():
+    """l 1, r 4, t 2, b 2: sqrt(1/4 * 2/2) = 0.5; in the middle it is 1."""
+    ltrb = torch.tensor([[1.0, 2, 4, 2], [3, 3, 3, 3]])
+    assert centerness_targets(ltrb).tolist() == [0.5, 1.0]
+
+
+def test_binary_entropy_by_hand():
+    """Entropy of a fair coin is ln 2; of a certain one 0."""
+    entropy = binary_entropy(torch.tensor([0.5, 0.0, 1.0]))
+    torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("kind", [k for k in BOX_LOSSES if k != "ciou"])
+def test_gradcheck_of_box_losses(kind):
+    pred = random_distances(6, 2).requires_grad_()
+    assert gradcheck(lambda x: box_loss(x, random_distances(6, 3), kind), pred)
+
+
+def test_gradcheck_of_ciou_with_its_constant_trade_off():
+    """The trade-off factor takes no gradient, so the check holds it at its value."""
+    pred, target = random_distances(6, 2).requires_grad_(), random_distances(6, 3)
+    diou = box_loss(pred, target, "diou")
+
+    def aspect(x):
+        sizes = x[:, :2] + x[:, 2:]
+        target_sizes = target[:, :2] + target[:, 2:]
+        angle = torch.atan2(target_sizes[:, 0], target_sizes[:, 1]) - torch.atan2(
+            sizes[:, 0], sizes[:, 1]
+        )
+        return 4 / math.pi**2 * angle.square()
+
+    iou = (-box_loss(pred, target, "iou")).exp()
+    trade_off = (aspect(pred) / (1 - iou + aspect(pred))).detach()
+    expected = diou + trade_off * aspect(pred)
+    (want,) = torch.autograd.grad(expected.sum(), pred, retain_graph=True)
+    (got,) = torch.autograd.grad(box_loss(pred, target, "ciou").sum(), pred)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert gradcheck(lambda x: box_loss(x, target, "diou") + trade_off * aspect(x), pred)
+
+
+def test_gradcheck_of_focal_and_centerness():
+    logits = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3, 3, -1, 0])
+    assert gradcheck(lambda x: sigmoid_focal_loss(x, labels), logits)
+    targets = torch.rand(7, dtype=torch.float64)
+    assert gradcheck(lambda x: centerness_loss(x, targets), logits[:, 0].detach().requires_grad_())
+
+
+def random_batch(num_classes=3, rows=40, dtype=torch.float64):
+    labels = torch.randint(0, num_classes + 1, (rows,))
+    positive = (labels < num_classes).nonzero().squeeze(1)
+    return {
+        "logits": torch.randn(rows, num_classes, dtype=dtype, requires_grad=True),
+        "ltrb": random_distances(rows, 5).to(dtype).requires_grad_(),
+        "centerness": torch.randn(rows, dtype=dtype, requires_grad=True),
+        "labels": labels,
+        "positive": positive,
+        "target_ltrb": random_distances(len(positive), 6).to(dtype),
+    }
+
+
+@pytest.mark.parametrize("weight", ["none", "centerness"])
+def test_gradcheck_of_the_sum(weight):
+    batch = random_batch(rows=8)
+    names = ("logits", "ltrb", "centerness")
+
+    def total(*predictions):
+        inputs = {**batch, **dict(zip(names, predictions, strict=True))}
+        losses = fcos_losses(**inputs, box_loss_weight=weight)
+        return losses.loss_cls + losses.loss_box + losses.loss_ctr
+
+    assert gradcheck(total, tuple(batch[name] for name in names))
+
+
+def test_sum_by_hand():
+    """One positive of two locations, K = 1, all logits 0, prediction as in test_giou_by_hand.
+
+    Targets l 1, t 1, r 3, b 1: centerness sqrt(1/3). One positive: nothing is divided.
+    loss_cls 0.25 ln 2, loss_box 0.5, loss_ctr ln 2 (BCE at p = 0.5 for any target);
+    its excess is ln 2 - H(sqrt(1/3)).
+    """
+    losses = fcos_losses(
+        torch.zeros(2, 1),
+        torch.ones(2, 4),
+        torch.zeros(2),
+        torch.tensor([0, 1]),
+        torch.tensor([0]),
+        torch.tensor([[1.0, 1, 3, 1]]),
+    )
+    c = math.sqrt(1 / 3)
+    entropy = -c * math.log(c) - (1 - c) * math.log(1 - c)
+    assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2), rel=1e-5)
+    assert losses.loss_box.item() == pytest.approx(0.5, rel=1e-5)
+    assert losses.loss_ctr.item() == pytest.approx(math.log(2), rel=1e-5)
+    assert losses.num_pos.item() == 1
+    assert losses.ctr_excess.item() == pytest.approx(math.log(2) - entropy, rel=1e-5)
+
+
+def test_centerness_weighting_by_hand():
+    """Two positives, GIoU losses 0.5 and 0 and centerness sqrt(1/3) and 1.
+
+    (0.5 * sqrt(1/3) + 0 * 1) / (sqrt(1/3) + 1).
+    """
+    losses = fcos_losses(
+        torch.zeros(2, 1),
+        torch.ones(2, 4),
+        torch.zeros(2),
+        torch.tensor([0, 0]),
+        torch.tensor([0, 1]),
+        torch.tensor([[1.0, 1, 3, 1], [1, 1, 1, 1]]),
+        box_loss_weight="centerness",
+    )
+    c = math.sqrt(1 / 3)
+    assert losses.loss_box.item() == pytest.approx(0.5 * c / (c + 1), rel=1e-5)
+
+
+def test_excess_is_zero_at_the_best_centerness():
+    batch = random_batch()
+    targets = centerness_targets(batch["target_ltrb"])
+    batch["centerness"] = torch.zeros(40, dtype=torch.float64)
+    batch["centerness"][batch["positive"]] = targets.logit()
+    losses = fcos_losses(**batch)
+    assert losses.ctr_excess.item() == pytest.approx(0, abs=1e-6)
+    assert losses.loss_ctr.item() > 0.1
+
+
+def test_no_positive_gives_zeros_that_keep_the_graph():
+    logits, ltrb, centerness = (torch.randn(6, n, requires_grad=True) for n in (2, 4, 1))
+    losses = fcos_losses(
+        logits,
+        ltrb,
+        centerness[:, 0],
+        torch.full((6,), 2),
+        torch.zeros(0, dtype=torch.long),
+        torch.zeros(0, 4),
+    )
+    assert losses.loss_box == 0 and losses.loss_ctr == 0 and losses.loss_cls > 0
+    (losses.loss_cls + losses.loss_box + losses.loss_ctr).backward()
+    assert (ltrb.grad == 0).all() and (centerness.grad == 0).all()
+
+
+def test_losses_are_float32_under_autocast():
+    batch = random_batch(dtype=torch.float32)
+    half = {
+        k: v.detach().bfloat16() if k in ("logits", "ltrb", "centerness") else v
+        for k, v in batch.items()
+    }
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = fcos_losses(**half)
+    rounded = {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in half.items()}
+    for got, expected in zip(losses, fcos_losses(**rounded), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected)

@@ -1,0 +1,214 @@
+"""The whole model on every kind of image: it trains, it infers, Detectron2's tools take it."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.analysis import flop_count_operators
+from detectron2.utils.events import EventStorage
+
+from fcos_d2.modeling import (
+    FCOS,
+    CenterSamplingMatcher,
+    FCOSDecoder,
+    FCOSHead,
+    FCOSProposalGenerator,
+    build_fcos_resnet_fpn_backbone,
+)
+
+
+def make_input(height, width, boxes=None, classes=None, ignore=None):
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    result = {"image": image, "height": 2 * height, "width": 2 * width, "file_name": "a.jpg"}
+    if boxes is not None:
+        instances = Instances((height, width))
+        instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.gt_classes = torch.tensor(classes or [0] * len(boxes), dtype=torch.int64)
+        if ignore is not None:
+            instances.gt_ignore = torch.tensor(ignore, dtype=torch.bool)
+        result["instances"] = instances
+    return result
+
+
+# Larger than 64 px, so that P6 is larger than 1 x 1: on the CPU PyTorch 2.14's bfloat16 gradient
+# of a 3x3 stride-2 convolution of a 1 x 1 map holds uninitialised memory.
+BATCHES = {
+    "no box in the batch": [make_input(96, 130, []), make_input(70, 90, [])],
+    "one image without boxes": [make_input(96, 96, [[3, 4, 40, 50]]), make_input(96, 96, [])],
+    "a box smaller than a stride": [make_input(96, 96, [[10, 10, 14, 14], [1, 1, 2.5, 2]])],
+    "one location for several boxes": [
+        make_input(96, 96, [[8, 8, 24, 24], [8, 8, 24, 24], [6, 6, 26, 26]], [0, 1, 2])
+    ],
+    "sizes that no stride divides": [
+        make_input(61, 83, [[5, 5, 60, 50]]),
+        make_input(37, 131, [[0, 0, 131, 37]]),
+    ],
+    "boxes out of the image": [make_input(96, 96, [[-20, -30, 40, 50], [50, 50, 90, 200]])],
+    "only ignored boxes": [make_input(96, 96, [[8, 8, 40, 40]], ignore=[True])],
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_trains_and_infers(tiny_cfg, name, autocast):
+    model = build_model(tiny_cfg)
+    batch = BATCHES[name]
+    with EventStorage() as storage, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = model(batch)
+        values = storage.latest()
+    assert set(losses) == {"loss_cls", "loss_box", "loss_ctr"}
+    sum(losses.values()).backward()
+    for key, loss in losses.items():
+        assert loss.isfinite(), key
+        assert loss.dtype == torch.float32
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    wanted = sum(
+        (~x["instances"].gt_ignore).sum().item()
+        if x["instances"].has("gt_ignore")
+        else len(x["instances"])
+        for x in batch
+    )
+    assert ("fcos/gt_covered" in values) == (wanted > 0)
+    assert values["fcos/num_pos"][0] >= 0
+
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        outputs = model(batch)
+    for inputs, output in zip(batch, outputs, strict=True):
+        instances = output["instances"]
+        assert instances.image_size == (inputs["height"], inputs["width"])
+        assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+
+
+def test_logged_coverage(tiny_cfg):
+    """Three boxes; the 2 x 2 one has no location inside it: 2 of 3 are covered.
+
+    The box 9..11 lies between the locations 4, 12 of P3 and contains none of any level.
+    """
+    model = build_model(tiny_cfg)
+    batch = [make_input(64, 64, [[9, 9, 11, 11], [8, 8, 24, 24], [20, 20, 60, 60]])]
+    with EventStorage() as storage:
+        model(batch)
+    values = {k: v for k, (v, _) in storage.latest().items()}
+    assert values["fcos/gt_covered"] == pytest.approx(2 / 3)
+    assert values["fcos/num_pos"] >= 4 + 1
+    assert 0 <= values["fcos/loss_ctr_excess"]
+
+
+def test_ignored_boxes_count_neither_as_covered_nor_as_wanted(tiny_cfg):
+    model = build_model(tiny_cfg)
+    batch = [make_input(64, 64, [[9, 9, 11, 11], [20, 20, 60, 60]], ignore=[True, False])]
+    with EventStorage() as storage:
+        model(batch)
+    assert storage.latest()["fcos/gt_covered"][0] == 1.0
+
+
+def test_other_images_of_a_batch_change_nothing(tiny_cfg):
+    """All norms are per image, so only the padding could: same sizes, same results."""
+    tiny_cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.0
+    model = build_model(tiny_cfg).eval()
+    inputs = [make_input(64, 96) for _ in range(3)]
+    with torch.no_grad():
+        together = model(inputs)
+        alone = [model([x])[0] for x in inputs]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(
+            one["instances"].scores, other["instances"].scores, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_yaml_and_python_build_the_same_model(tiny_cfg):
+    """Keyword arguments alone, without a config, give a model that takes the yaml's weights."""
+    from_yaml = build_model(tiny_cfg).eval()
+    backbone = build_fcos_resnet_fpn_backbone(tiny_cfg, ShapeSpec(channels=3))
+    shapes = backbone.output_shape()
+    names = ["p3", "p4", "p5", "p6", "p7"]
+    from_python = FCOS(
+        backbone=backbone,
+        proposal_generator=FCOSProposalGenerator(
+            in_features=names,
+            strides=[shapes[name].stride for name in names],
+            head=FCOSHead(
+                input_shape=[shapes[name] for name in names],
+                num_classes=3,
+                num_cls_convs=1,
+                num_box_convs=1,
+            ),
+            matcher=CenterSamplingMatcher(
+                num_classes=3, radius=1.5, sizes_of_interest=[64, 128, 256, 512]
+            ),
+            decoder=FCOSDecoder(),
+        ),
+        pixel_mean=tiny_cfg.MODEL.PIXEL_MEAN,
+        pixel_std=tiny_cfg.MODEL.PIXEL_STD,
+    ).eval()
+    from_python.load_state_dict(from_yaml.state_dict())
+    inputs = [make_input(64, 64)]
+    with torch.no_grad():
+        one, other = (m(inputs)[0]["instances"] for m in (from_yaml, from_python))
+    assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
+
+
+def test_a_class_that_the_head_lacks(tiny_cfg):
+    model = build_model(tiny_cfg)
+    with pytest.raises(ValueError, match=r"a\.jpg has the classes \[3\].*NUM_CLASSES is 3"):
+        model([make_input(64, 64, [[1, 1, 30, 30]], [3])])
+
+
+def test_training_without_ground_truth(tiny_cfg):
+    model = build_model(tiny_cfg)
+    with pytest.raises(ValueError, match=r"a\.jpg has no 'instances'"):
+        model([make_input(64, 64)])
+
+
+def test_options_that_do_not_fit(tiny_cfg):
+    for key, value, message in [
+        ("MODEL.FCOS.BOX_LOSS", "l1", "BOX_LOSS is 'l1'"),
+        ("MODEL.FCOS.BOX_LOSS_WEIGHT", "area", "BOX_LOSS_WEIGHT is 'area'"),
+        ("MODEL.FCOS.IN_FEATURES", ["p3", "p4"], "need 1 bounds"),
+        ("MODEL.FCOS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], r"names \['p2'\]"),
+    ]:
+        cfg = tiny_cfg.clone()
+        cfg.merge_from_list([key, value])
+        with pytest.raises(ValueError, match=message):
+            build_model(cfg)
+
+
+def test_number_of_classes_from_the_metadata(tiny_cfg):
+    tiny_cfg.MODEL.FCOS.NUM_CLASSES = -1
+    tiny_cfg.DATASETS.TRAIN = ("voc_2007_trainval",)
+    assert build_model(tiny_cfg).proposal_generator.head.cls_score.out_channels == 20
+    tiny_cfg.DATASETS.TRAIN = ("nobody_registered_this",)
+    with pytest.raises(ValueError, match="register_source"):
+        build_model(tiny_cfg)
+
+
+def test_training_is_drawn(tiny_cfg):
+    tiny_cfg.VIS_PERIOD = 1
+    tiny_cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.0
+    model = build_model(tiny_cfg)
+    with EventStorage() as storage:
+        model([make_input(64, 96, [[3, 4, 40, 50]])])
+        ((name, image, _),) = storage._vis_data
+    assert "ground truth" in name
+    assert image.shape == (3, 64, 2 * 96) and len(np.unique(np.asarray(image))) > 10
+    assert model.proposal_generator.training
+
+
+def test_flop_count(tiny_cfg):
+    """As Detectron2's tools/analyze_model.py counts them; the head's part is known by hand.
+
+    On a 128 x 128 input the levels have 256 + 64 + 16 + 4 + 1 = 341 locations. A 3x3 convolution
+    from 64 to c channels costs 9 * 64 * c: two towers (64 each), 3 classes, 4 sides, 1 centerness.
+    """
+    model = build_model(tiny_cfg).eval()
+    inputs = [{"image": torch.zeros(3, 128, 128)}]
+    total = flop_count_operators(model, inputs)["conv"]
+    head = 341 * 9 * 64 * (64 + 64 + 3 + 4 + 1) / 1e9
+    tiny_cfg.MODEL.FCOS.NUM_CLS_CONVS = tiny_cfg.MODEL.FCOS.NUM_BOX_CONVS = 2
+    larger = flop_count_operators(build_model(tiny_cfg).eval(), inputs)["conv"]
+    assert total > head
+    assert larger - total == pytest.approx(341 * 9 * 64 * 128 / 1e9, rel=1e-6)
