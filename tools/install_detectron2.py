@@ -16,15 +16,23 @@ Usage:
 from __future__ import annotations
 
 import argparse
+import ast
+import base64
 import hashlib
+import html
+import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -32,9 +40,12 @@ from typing import NamedTuple
 UPSTREAM = (
     "https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 )
-SDIST_REQUIREMENT = "detectron2-cdo==0.5"
+SDIST_PROJECT = "detectron2-cdo"
+SDIST_REQUIREMENT = f"{SDIST_PROJECT}==0.5"
+SDIST_FILE = "detectron2_cdo-0.5.tar.gz"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-GIT_TIMEOUT_S = 60
+PYPI = "https://pypi.org/simple"
+NETWORK_TIMEOUT_S = 60
 # With these pip announces an error that a tool reports in its own words.
 ANNOUNCEMENTS = ("subprocess-exited-with-error", "metadata-generation-failed", "ailed building")
 
@@ -307,23 +318,95 @@ def install_upstream(upstream: str, work: Path) -> None:
     compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
     if not any(shutil.which(name.split()[0]) for name in compilers if name):
         raise InstallError("no C++ compiler (c++, g++, clang++ or $CXX) is installed")
-    run(["git", "ls-remote", url, "HEAD"], work, timeout=GIT_TIMEOUT_S)
+    run(["git", "ls-remote", url, "HEAD"], work, timeout=NETWORK_TIMEOUT_S)
     say(f"compiling {upstream}; this takes some minutes")
     build_and_install(f"git+{upstream}", work)
 
 
-def download_sdist(work: Path) -> Path:
-    """Let pip fetch the sdist, from wherever it is configured to look.
+def pip_settings() -> dict[str, str]:
+    """The user's settings of pip, from its files and from the environment, by option name."""
+    sections = ("global.", "install.", ":env:.")  # in the order in which pip lets them win
+    lines = [line.partition("=") for line in pip("config", "list", cwd=Path.cwd()).splitlines()]
+    return {
+        key.removeprefix(section): ast.literal_eval(value)
+        for section in sections
+        for key, _, value in lines
+        if key.startswith(section)
+    }
 
-    pip itself checks the hash before it runs the sdist's setup.py for the metadata.
+
+def pages_of_links(settings: dict[str, str]) -> list[str]:
+    """URLs of the pages and folders where pip would look for the sdist, in pip's order."""
+    pages = [
+        Path(place).resolve().as_uri() if Path(place).exists() else place
+        for place in settings.get("find-links", "").split()
+    ]
+    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
+        indexes = settings.get("index-url", PYPI).split()
+        indexes += settings.get("extra-index-url", "").split()
+        pages += [f"{index.rstrip('/')}/{SDIST_PROJECT}/" for index in indexes]
+    return pages
+
+
+def read_url(url: str, settings: dict[str, str]) -> bytes:
+    """Fetch a URL with the certificates, the proxy and the password that pip would use."""
+    parts = urllib.parse.urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if user:
+        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    context = ssl.create_default_context(cafile=settings.get("cert"))
+    handlers = [urllib.request.HTTPSHandler(context=context)]
+    if "proxy" in settings:
+        proxy = settings["proxy"]
+        handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
+    with urllib.request.build_opener(*handlers).open(request, timeout=NETWORK_TIMEOUT_S) as answer:
+        return answer.read()
+
+
+def find_sdist_url(page: str, settings: dict[str, str]) -> str:
+    """The sdist's URL on a page of an index or in a folder (``file:`` URL).
+
+    Raises:
+        OSError: the page can't be read.
+        LookupError: the sdist is not on it.
     """
-    requirements = work / "sdist.txt"
-    requirements.write_text(f"{SDIST_REQUIREMENT} --hash=sha256:{SDIST_SHA256}\n")
-    folder = work / "download"
-    options = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
-    pip("download", *options, "-d", str(folder), "-r", str(requirements), cwd=work)
-    (sdist,) = folder.iterdir()
-    return sdist
+    if page.startswith("file:"):
+        folder = Path(urllib.request.url2pathname(urllib.parse.urlsplit(page).path))
+        if (folder / SDIST_FILE).is_file():
+            return (folder / SDIST_FILE).as_uri()
+        page = f"{page.rstrip('/')}/index.html"
+    text = read_url(page, settings).decode("utf-8", "replace")
+    for href in re.findall(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["']""", text, re.IGNORECASE):
+        url = urllib.parse.urldefrag(urllib.parse.urljoin(page, html.unescape(href))).url
+        if url.rpartition("/")[2] == SDIST_FILE:
+            return url
+    raise LookupError(f"no {SDIST_FILE} there")
+
+
+def download_sdist(work: Path) -> Path:
+    """Fetch the sdist from wherever pip is configured to look, and verify its hash.
+
+    ``pip download`` would run the sdist's setup.py, and pip since 26.3 refuses what that declares
+    (a URL among its optional requirements) although only the sources are wanted.
+
+    Raises:
+        InstallError: it could not be had anywhere, with the reason of each place.
+    """
+    settings = pip_settings()
+    reasons = []
+    for page in pages_of_links(settings):
+        try:
+            content = read_url(find_sdist_url(page, settings), settings)
+        except (OSError, LookupError, ValueError, http.client.HTTPException) as error:
+            reasons.append(f"{re.sub('//[^/]*@', '//', page)}: {error}")
+            continue
+        path = work / SDIST_FILE
+        path.write_bytes(content)
+        verify_sha256(path, SDIST_SHA256)
+        return path
+    raise InstallError("it can't be downloaded: " + "; ".join(reasons or ["no index is set"]))
 
 
 def install_sdist(sdist: Path | None, work: Path) -> None:
@@ -333,9 +416,11 @@ def install_sdist(sdist: Path | None, work: Path) -> None:
         sdist: the source distribution, downloaded where this is None.
         work: a folder for temporary files.
     """
-    path = download_sdist(work) if sdist is None else sdist
-    verify_sha256(path, SDIST_SHA256)
-    root = unpack_sdist(path, work / "source")
+    if sdist is None:
+        sdist = download_sdist(work)
+    else:
+        verify_sha256(sdist, SDIST_SHA256)
+    root = unpack_sdist(sdist, work / "source")
     apply_replacements(root, REPLACEMENTS)
     add_placeholder(root)
     say(f"applied {len(REPLACEMENTS)} replacements to {SDIST_REQUIREMENT}, building a wheel")

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_fcos_config
-from ..data import class_names, register_source
+from ..data import class_names, load_records, register_source
 from .scaling import scale_to_batch_size
 
 logger = logging.getLogger(__name__)
@@ -29,19 +29,24 @@ def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     return cfg
 
 
-def prepare_datasets(cfg: CfgNode) -> list[str]:
-    """Register the sources of ``cfg.DATASETS``, check their classes and set NUM_CLASSES.
+def prepare_datasets(cfg: CfgNode, eval_only: bool = False) -> list[str]:
+    """Register and read the sources of ``cfg.DATASETS``, check classes and set NUM_CLASSES.
+
+    Args:
+        cfg: not frozen; DATASETS and MODEL.FCOS.NUM_CLASSES are read, the latter is set.
+        eval_only: leave DATASETS.TRAIN out, which needs not be there to evaluate.
 
     Returns:
         The class names that all data sets share.
 
     Raises:
-        ValueError: no data set, data sets of different classes, or MODEL.FCOS.NUM_CLASSES is
-            neither -1 nor their number.
+        ValueError: no data set, one that can't be used (:class:`fcos_d2.data.DataError`), data
+            sets of different classes, or MODEL.FCOS.NUM_CLASSES is neither -1 nor their number.
     """
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if not names:
-        raise ValueError("DATASETS.TRAIN and DATASETS.TEST are empty: name a source of images.")
+    names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    needed = "DATASETS.TEST" if eval_only else "DATASETS.TRAIN"
+    if not (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN):
+        raise ValueError(f"{needed} is empty: name a source of images.")
     for name in names:
         register_source(name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
     first = class_names(names[0])
@@ -55,19 +60,21 @@ def prepare_datasets(cfg: CfgNode) -> list[str]:
             "it from the data."
         )
     cfg.MODEL.FCOS.NUM_CLASSES = len(first)
+    for name in names:
+        logger.info("%s: %d images", name, len(load_records(name)))
     return first
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Build the frozen config of a run, check its data and start logging to its output folder.
 
-    Everything that can be wrong with the config or the class names is found before the output
-    folder is touched.
+    Everything that can be wrong with the config or the data is found before the output folder is
+    touched.
     """
     rank = comm.get_rank()
     setup_logger(distributed_rank=rank, name="fcos_d2")
     cfg = load_cfg(args.config_file, args.opts)
-    prepare_datasets(cfg)
+    prepare_datasets(cfg, args.eval_only)
     scale_to_batch_size(cfg, keep=args.opts[0::2])
     cfg.freeze()
     default_setup(cfg, args)

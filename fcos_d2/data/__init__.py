@@ -1,0 +1,16 @@
+"""Data sources, their checks, and the loaders of training."""
+
+from .checks import DataError
+from .dataset_mapper import DetectionDatasetMapper
+from .loader import TrainLoader, build_train_loader
+from .sources import class_names, load_records, register_source
+
+__all__ = [
+    "DataError",
+    "DetectionDatasetMapper",
+    "TrainLoader",
+    "build_train_loader",
+    "class_names",
+    "load_records",
+    "register_source",
+]
