@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,15 +19,23 @@ _FORMS = (
     "'voc:PATH:SPLIT' or 'voc:PATH' (a VOC folder), 'coco:ANNOTATIONS.json:IMAGE_FOLDER', "
     "'shapes:SPLIT:COUNT' (generated), or a name that Detectron2 knows"
 )
+# The lists of a COCO file, and the keys that Detectron2's loader reads of each item.
+_COCO_KEYS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
 # Records of the sources that were read already, by name.
 _RECORDS: dict[str, list[dict]] = {}
-_SKIP_BAD_BOXES: dict[str, bool] = {}
+# Names of the sources whose bad boxes are left out.
+_SKIP_BAD_BOXES: set[str] = set()
 
 
 def register_source(name: str, skip_bad_boxes: bool = False) -> Metadata:
     """Make a data source known to Detectron2 under exactly this name.
 
-    A name that is known already is left as it is.
+    A name that is known already is left as it is, but for its bad boxes: whoever asks that they
+    be skipped, before or after, has them skipped.
 
     Args:
         name: one of the forms above.
@@ -39,7 +48,8 @@ def register_source(name: str, skip_bad_boxes: bool = False) -> Metadata:
     Raises:
         DataError: the name has none of the forms, or the source can't be read.
     """
-    _SKIP_BAD_BOXES.setdefault(name, skip_bad_boxes)
+    if skip_bad_boxes:
+        _SKIP_BAD_BOXES.add(name)
     if name not in DatasetCatalog.list():
         kind, _, rest = name.partition(":")
         register = {"voc": _register_voc, "coco": _register_coco, "shapes": _register_shapes}
@@ -70,12 +80,21 @@ def load_records(name: str) -> list[dict]:
     """
     if name not in _RECORDS:
         metadata = MetadataCatalog.get(name)
-        skip = _SKIP_BAD_BOXES.get(name, False)
-        if metadata.get("evaluator_type") == "pascal_voc":
+        skip = name in _SKIP_BAD_BOXES
+        # What Detectron2's register_pascal_voc and _register_voc_folder set, and nothing else does.
+        if metadata.get("dirname") and metadata.get("year"):
             folder = Path(metadata.dirname)
             _RECORDS[name] = read_voc(folder, metadata.split, metadata.thing_classes, skip)
         else:
-            _RECORDS[name] = _check_records(name, DatasetCatalog.get(name), skip)
+            try:
+                records = DatasetCatalog.get(name)
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{name}: {error.filename} is missing. $DETECTRON2_DATASETS is "
+                    f"{os.getenv('DETECTRON2_DATASETS', 'datasets')!r}: set it to the folder of "
+                    "the data sets that Detectron2 knows by name."
+                ) from error
+            _RECORDS[name] = _check_records(name, records, skip)
     return _RECORDS[name]
 
 
@@ -83,7 +102,9 @@ def _register_voc(name: str, rest: str) -> None:
     path, _, split = rest.rpartition(":")
     if not path or os.sep in split:
         path, split = rest, ""
-    _register_voc_folder(name, Path(os.path.expanduser(path)), split or None)
+    # Absolute, so that the name of the folder is known even where the path is ".".
+    folder = Path(os.path.abspath(os.path.expanduser(path)))
+    _register_voc_folder(name, folder, split or None)
 
 
 def _register_shapes(name: str, rest: str) -> None:
@@ -92,7 +113,8 @@ def _register_shapes(name: str, rest: str) -> None:
         raise DataError(
             f"{name!r}: generated shapes are named shapes:SPLIT:COUNT, as in 'shapes:train:400'."
         )
-    root = os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), "shapes")
+    datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+    root = os.path.join(datasets, "shapes")
     _register_voc_folder(name, make_shapes(root, split, int(count)), split)
 
 
@@ -135,25 +157,49 @@ def _read_categories(json_file: str) -> list[dict]:
         raise DataError(f"{json_file} can't be read ({error.strerror}).") from error
     except ValueError as error:
         raise DataError(f"{json_file} is broken JSON ({error}): write it again.") from error
-    for key in ("images", "annotations", "categories"):
+    for key in _COCO_KEYS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(f"{json_file} has no list {key!r}: it is no COCO detection file.")
     if not content["categories"]:
         raise DataError(f"{json_file}: 'categories' is empty.")
-    ids = {category["id"] for category in content["categories"]}
-    files = {image["id"]: image["file_name"] for image in content["images"]}
-    for annotation in content["annotations"]:
-        where = f"{json_file}: annotation {annotation.get('id')}"
-        if annotation.get("category_id") not in ids:
-            raise DataError(
-                f"{where} has the category {annotation.get('category_id')}, which is "
-                "not in 'categories'."
-            )
-        if annotation.get("image_id") not in files:
-            raise DataError(
-                f"{where} has the image {annotation.get('image_id')}, which is not in 'images'."
-            )
+    _check_coco(json_file, content)
     return content["categories"]
+
+
+def _check_coco(json_file: str, content: dict) -> None:
+    """Check what Detectron2's loader takes for granted; its errors name no file."""
+    for kind, keys in _COCO_KEYS.items():
+        for number, item in enumerate(content[kind]):
+            missing = [key for key in keys if key not in item]
+            if missing:
+                raise DataError(f"{json_file}: {kind}[{number}] has no {missing[0]!r}.")
+        ids = Counter(item["id"] for item in content[kind])
+        if len(ids) < len(content[kind]):
+            raise DataError(f"{json_file}: {kind} repeats the id {ids.most_common(1)[0][0]}.")
+    known = {
+        "category_id": {category["id"] for category in content["categories"]},
+        "image_id": {image["id"] for image in content["images"]},
+    }
+    for annotation in content["annotations"]:
+        where = f"{json_file}: annotation {annotation['id']}"
+        for key, ids in known.items():
+            if annotation[key] not in ids:
+                raise DataError(f"{where} has the {key} {annotation[key]}, which is not there.")
+        box = annotation["bbox"]
+        if not isinstance(box, list) or [type(v) in (int, float) for v in box] != [True] * 4:
+            raise DataError(f"{where} has the bbox {box!r}, which is not a list of 4 numbers.")
+        if annotation.get("ignore"):
+            raise DataError(f"{where} has 'ignore', which Detectron2 can't read: use 'iscrowd'.")
+        outlines = annotation.get("segmentation")
+        # Detectron2's loader drops the whole annotation, and its box would be background.
+        if (
+            outlines
+            and isinstance(outlines, list)
+            and not any(len(outline) >= 6 and len(outline) % 2 == 0 for outline in outlines)
+        ):
+            raise DataError(
+                f"{where} has a 'segmentation' without a polygon of 3 points: delete the key."
+            )
 
 
 def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:

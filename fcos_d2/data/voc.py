@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,16 +33,15 @@ def find_class_names(folder: Path) -> list[str]:
     """
     listed = folder / "classes.txt"
     if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
-        names = [name for name in names if name]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        names = _read_lines(listed)
+        repeated = _find_repeated(names)
         if not names or repeated:
             problem = f"repeats {', '.join(repeated)}" if names else "names no class"
             raise DataError(f"{listed} {problem}: it needs one name a line, each once.")
         logger.info("%s: %d classes from its classes.txt", folder, len(names))
         return names
     found: set[str] = set()
-    for path in sorted((folder / "Annotations").glob("*.xml")):
+    for path in _annotations(folder):
         found.update(_object_name(thing) for thing in _parse(path).iter("object"))
     found.discard("")
     if not found:
@@ -91,7 +91,7 @@ def _list_images(folder: Path, split: str | None) -> list[str]:
             "Annotations/ and ImageSets/Main/<split>.txt)."
         )
     if split is None:
-        names = sorted(path.stem for path in (folder / "Annotations").glob("*.xml"))
+        names = [path.stem for path in _annotations(folder)]
         if not names:
             raise DataError(f"{folder / 'Annotations'} holds no annotation (*.xml).")
         return names
@@ -103,19 +103,40 @@ def _list_images(folder: Path, split: str | None) -> list[str]:
             f"Splits that are there: {', '.join(there) or 'none'}. 'voc:{folder}' without a split "
             "takes every annotation."
         )
-    names = [
-        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.split()
-    ]
+    names = [_image_name(folder, line) for line in _read_lines(path)]
     if not names:
         raise DataError(f"{path} is empty: it needs the image names of the split, one a line.")
-    repeated = (
-        sorted({name for name in names if names.count(name) > 1})
-        if (len(set(names)) < len(names))
-        else []
-    )
+    repeated = _find_repeated(names)
     if repeated:
         raise DataError(f"{path} lists {repeated[0]} more than once: keep one line of each image.")
     return names
+
+
+def _annotations(folder: Path) -> list[Path]:
+    """All annotations, sorted, without the hidden ``._*.xml`` that macOS leaves in archives."""
+    paths = (folder / "Annotations").glob("*.xml")
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something; Windows editors may begin it with a BOM."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _find_repeated(names: Sequence[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+def _image_name(folder: Path, line: str) -> str:
+    """The image of a line; the devkit's lists of one class have a second column of -1, 0 or 1."""
+    # A name may hold blanks and even end in " 1": the annotation that is there decides.
+    if (folder / "Annotations" / f"{line}.xml").is_file():
+        return line
+    return re.sub(r"\s+-?[01]$", "", line)
 
 
 def _read_image(folder: Path, name: str, ids: dict[str, int], problems: Problems) -> dict:
@@ -158,14 +179,19 @@ def _read_image(folder: Path, name: str, ids: dict[str, int], problems: Problems
 
 def _parse(path: Path) -> ET.Element:
     try:
-        return ET.parse(path).getroot()
+        root = ET.parse(path).getroot()
     except FileNotFoundError as error:
         raise DataError(
             f"{path} is missing: every listed image needs an annotation, an image without objects "
             "one without <object>."
         ) from error
-    except ET.ParseError as error:
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter two: its encoding
         raise DataError(f"{path} is broken XML ({error}): correct it or write it again.") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # some tools write a namespace
+    if root.tag != "annotation":
+        raise DataError(f"{path} is no VOC annotation: it is a <{root.tag}>, not an <annotation>.")
+    return root
 
 
 def _object_name(thing: ET.Element) -> str:
@@ -197,15 +223,21 @@ def _find_image(folder: Path, name: str, root: ET.Element, annotation: Path) -> 
     images = folder / "JPEGImages"
     named = (root.findtext("filename") or "").strip()
     # Tools write a path, sometimes another machine's, into <filename>: its last part is enough.
-    candidates = [images / re.split(r"[\\/]", named)[-1]] if named else []
+    named = re.split(r"[\\/]", named)[-1]
+    candidates = []
     for suffix in _IMAGE_SUFFIXES:
         candidates += [images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"]
+    if named:
+        # A copied annotation may still name the image that it was copied from, so <filename>
+        # goes before the annotation's own name only where the two agree.
+        place = 0 if Path(named).stem == name else len(candidates)
+        candidates.insert(place, images / named)
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise DataError(
-        f"The image of {annotation} is missing: neither {candidates[0]} nor {images / name}.jpg "
-        "(.jpeg, .png, ...) is there."
+        f"The image of {annotation} is missing: neither {images / name}.jpg (.jpeg, .png, ...) nor "
+        f"its <filename> {named!r} is in {images}."
     )
 
 
@@ -214,7 +246,7 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+            turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise DataError(f"{path} can't be read as an image ({error}): replace it.") from error
     return (height, width) if turned else (width, height)
