@@ -27,13 +27,13 @@ def read_description() -> str:
 # so there is nobody's promise), and it is built against the PyTorch that is installed already.
 # tools/install_detectron2.py installs it.
 INSTALL_REQUIRES = [
-    "torch>=1.12",
-    "torchvision>=0.13",
+    "torch>=2.1",
+    "torchvision>=0.16",
     "fvcore>=0.1.5",
     "numpy",
-    "pillow>=7.1",
+    "pillow>=9.1",
     "pycocotools>=2.0.2",
-    "matplotlib",
+    "matplotlib>=3.6",
     "pyyaml",
     "tabulate",
     "tqdm",

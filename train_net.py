@@ -1,5 +1,7 @@
 """Train or evaluate FCOS: python train_net.py --config-file configs/FCOS_R50_VOC.yaml [...]."""
 
+import logging
+
 from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
@@ -17,9 +19,17 @@ def main(args):
         trainer.resume_or_load(resume=args.resume)
         results = trainer.train()
     if comm.is_main_process():
-        for path in plot_run(cfg.OUTPUT_DIR):
-            print(f"Wrote {path}")
+        draw(cfg.OUTPUT_DIR)
     return results
+
+
+def draw(output_dir):
+    """Draw the run's pictures; what goes wrong here is logged and takes no result away."""
+    try:
+        for path in plot_run(output_dir):
+            print(f"Wrote {path}")
+    except Exception:
+        logging.getLogger("fcos_d2").exception("The pictures of %s can't be drawn:", output_dir)
 
 
 if __name__ == "__main__":

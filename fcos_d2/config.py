@@ -68,7 +68,7 @@ def get_num_classes(cfg: CN) -> int:
 
     The class names are those that Detectron2's ``MetadataCatalog`` holds: of every data set that
     Detectron2 knows by name, and of the others (``voc:...``) once ``fcos_d2.data.register_source``
-    has read them, as ``train_net.py`` and ``demo.py`` do.
+    has read them, as ``train_net.py`` does.
 
     Raises:
         ValueError: -1, and no class names to count.

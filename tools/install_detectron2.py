@@ -44,7 +44,6 @@ SDIST_PROJECT = "detectron2-cdo"
 SDIST_REQUIREMENT = f"{SDIST_PROJECT}==0.5"
 SDIST_FILE = "detectron2_cdo-0.5.tar.gz"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-PYPI = "https://pypi.org/simple"
 NETWORK_TIMEOUT_S = 60
 # With these pip announces an error that a tool reports in its own words.
 ANNOUNCEMENTS = ("subprocess-exited-with-error", "metadata-generation-failed", "ailed building")
@@ -335,6 +334,14 @@ def pip_settings() -> dict[str, str]:
     }
 
 
+def default_index() -> str:
+    """The index that this pip asks where its settings name none, as its help states it."""
+    stated = re.search(r"\(default\s+(\S+?)\)", pip("install", "--help", cwd=Path.cwd()))
+    if stated is None:
+        raise InstallError("pip does not say which index it uses: set it with pip's index-url")
+    return stated.group(1)
+
+
 def pages_of_links(settings: dict[str, str]) -> list[str]:
     """URLs of the pages and folders where pip would look for the sdist, in pip's order."""
     pages = [
@@ -342,7 +349,7 @@ def pages_of_links(settings: dict[str, str]) -> list[str]:
         for place in settings.get("find-links", "").split()
     ]
     if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        indexes = settings.get("index-url", PYPI).split()
+        indexes = (settings.get("index-url") or default_index()).split()
         indexes += settings.get("extra-index-url", "").split()
         pages += [f"{index.rstrip('/')}/{SDIST_PROJECT}/" for index in indexes]
     return pages

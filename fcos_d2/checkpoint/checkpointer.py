@@ -12,6 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..files import atomic_path
 from .torchvision import convert_torchvision_resnet, is_torchvision_resnet
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class FCOSCheckpointer(DetectionCheckpointer):
         self.class_names = list(class_names)
         self.for_inference = for_inference
         self._fine_tune = False
+        self._path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name.pth`` with the class names in it; a file is there whole or not at all."""
@@ -54,13 +56,8 @@ class FCOSCheckpointer(DetectionCheckpointer):
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        part = f"{path}.part"
-        try:
-            torch.save(data, part)
-            os.replace(part, path)
-        finally:
-            if os.path.exists(part):
-                os.remove(part)
+        with atomic_path(path) as temporary:
+            torch.save(data, temporary)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -74,15 +71,9 @@ class FCOSCheckpointer(DetectionCheckpointer):
             ValueError: it is no checkpoint, or of another network; to resume or to detect, it has
                 other classes; to detect, it has no head.
         """
-        if self.for_inference and not path:
-            raise ValueError("MODEL.WEIGHTS is empty: name the trained checkpoint to use.")
-        try:
-            local = PathManager.get_local_path(path) if path else path
-        except OSError as error:  # URLError is one
-            raise FileNotFoundError(_cannot_get(path, error)) from error
-        if local and not os.path.isfile(local):
-            raise FileNotFoundError(_cannot_get(path, "no such file"))
+        local = find_weights(path) if path or self.for_inference else path
         self._fine_tune = checkpointables is not None and not self.for_inference
+        self._path = path
         return super().load(local, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -109,6 +100,22 @@ class FCOSCheckpointer(DetectionCheckpointer):
                 "checkpoint: MODEL.WEIGHTS OUTPUT_DIR/model_final.pth."
             )
         return {**checkpoint, "model": weights}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        """Load the weights; to resume or to detect, all of them have to be there and to fit."""
+        incompatible = super()._load_model(checkpoint)
+        misfits = [key for key, *_ in incompatible.incorrect_shapes]
+        unset = {*incompatible.missing_keys, *misfits}
+        if not self.model.state_dict().keys() - unset:
+            raise ValueError(f"{self._path} holds nothing that has a place in this model.")
+        if unset and not self._fine_tune:
+            listed = ", ".join(sorted(unset)[:5])
+            raise ValueError(
+                f"{self._path} is of another network: {len(unset)} tensors of the model are not in "
+                f"it or have another shape ({listed}, ...). Is --config-file the one that it was "
+                "trained with?"
+            )
+        return incompatible
 
     def _place_resnet(self, state_dict: dict[str, Any], filename: str) -> dict[str, Any]:
         renamed, unused = convert_torchvision_resnet(state_dict)
@@ -139,12 +146,31 @@ class FCOSCheckpointer(DetectionCheckpointer):
 
 def read_class_names(path: str) -> list[str]:
     """Return the class names in a checkpoint; an empty list where it holds none."""
-    path = PathManager.get_local_path(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except _UNREADABLE:
+        checkpoint = torch.load(
+            find_weights(path), map_location="cpu", weights_only=True, mmap=True
+        )
+    except (RuntimeError, pickle.UnpicklingError):  # Detectron2's own .pkl files are not torch's
         return []
     return list(checkpoint.get("class_names", []))
+
+
+def find_weights(path: str) -> str:
+    """Return the local file of MODEL.WEIGHTS, downloaded if it is a URL.
+
+    Raises:
+        FileNotFoundError: the file is not there, or its URL can't be reached.
+        ValueError: the path is empty.
+    """
+    if not path:
+        raise ValueError("MODEL.WEIGHTS is empty: name the trained checkpoint to use.")
+    try:
+        local = PathManager.get_local_path(path)
+    except OSError as error:  # URLError is one
+        raise FileNotFoundError(_cannot_get(path, error)) from error
+    if not os.path.isfile(local):
+        raise FileNotFoundError(_cannot_get(path, "no such file"))
+    return local
 
 
 def _count_stages(names: Iterable[str]) -> list[tuple[str, int]]:

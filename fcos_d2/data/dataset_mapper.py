@@ -75,7 +75,6 @@ class DetectionDatasetMapper:
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         annotations = [x for x in record.pop("annotations", []) if not self._is_dropped(x)]
-        annotations = [_without_shape(x) for x in annotations]
         annotations = [
             utils.transform_instance_annotations(x, transforms, image.shape[:2])
             for x in annotations
@@ -98,8 +97,3 @@ class DetectionDatasetMapper:
         if annotation.get("iscrowd", 0):
             return True
         return bool(annotation.get("difficult", 0)) and self.difficult == "ignore"
-
-
-def _without_shape(annotation: dict) -> dict:
-    """Leave out masks and keypoints, which FCOS does not train on."""
-    return {k: v for k, v in annotation.items() if k not in ("segmentation", "keypoints")}

@@ -19,14 +19,14 @@ from .checks import DataError
 logger = logging.getLogger(__name__)
 
 SHAPE_CLASSES = ("circle", "cross", "heart", "square", "star", "triangle")
-GENERATOR_VERSION = 1  # raise it with every change of a pixel or a box
+GENERATOR_VERSION = 2  # raise it with every change of a pixel or a box
 
 IMAGE_SIDE = (160, 224)  # pixels, both ends included
 MIN_SIZE = 8  # longer side of the smallest object, pixels
 MAX_SHARE = 0.66  # longer side of the largest object, as a share of the image's shorter side
 MAX_OBJECTS = 9
 EMPTY_SHARE = 0.04  # of the images
-HIDDEN_DIFFICULT = 0.65  # an object is difficult when more than this share of it is hidden ...
+HIDDEN_DIFFICULT = 0.5  # an object is difficult when more than this share of it is hidden ...
 HIDDEN_MAX = 0.85  # ... and none is hidden more than that: nobody could find it
 SUPERSAMPLING = 4
 
@@ -77,9 +77,8 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[DrawnObject]]:
 
 def _draw_sizes(rng: np.random.RandomState, count: int, side: int) -> np.ndarray:
     """Sizes (count,) in pixels, mostly from large to small so that few objects vanish behind."""
-    # Log-uniform would make a quarter of all objects smaller than 16 px; the power makes it a
-    # tenth.
-    exponent = rng.rand(count) ** 0.6
+    # Log-uniform would make a quarter of all objects smaller than 16 px; the power keeps them few.
+    exponent = rng.rand(count) ** 0.5
     sizes = MIN_SIZE * (MAX_SHARE * side / MIN_SIZE) ** exponent
     order = np.argsort(-sizes * np.exp(rng.normal(0, 0.5, size=count)), kind="stable")
     return sizes[order]
@@ -194,7 +193,7 @@ def _pick_colour(rng: np.random.RandomState, name: str, behind: np.ndarray) -> n
     """
     sector = 1 / len(SHAPE_CLASSES)
     for _ in range(20):
-        hue = (SHAPE_CLASSES.index(name) + rng.rand()) * sector
+        hue = (SHAPE_CLASSES.index(name) + rng.uniform(0.2, 0.8)) * sector
         colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1.0)))
         if np.linalg.norm(colour - behind) > 0.45:
             break

@@ -25,6 +25,7 @@ _COCO_KEYS = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+_UNUSED = ("segmentation", "keypoints")
 # Records of the sources that were read already, by name.
 _RECORDS: dict[str, list[dict]] = {}
 # Names of the sources whose bad boxes are left out.
@@ -224,7 +225,8 @@ def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:
             if reason:
                 problems.add(f"{where} ({class_names(name)[category]}): box {list(box)} {reason}")
             else:
-                kept.append(annotation)
+                # Outlines and keypoints are not trained on, and all records stay in memory.
+                kept.append({k: v for k, v in annotation.items() if k not in _UNUSED})
         checked.append({**record, "annotations": kept})
     problems.finish()
     return checked

@@ -15,12 +15,16 @@ from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image as PILImage
 from tqdm import tqdm
 
 from ..checkpoint import FCOSCheckpointer, read_class_names
+from ..files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+# What Pillow raises on broken, and on suspiciously large, files.
+_UNREADABLE = (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
@@ -38,6 +42,7 @@ class Predictor(DefaultPredictor):
             ValueError: it is not a trained FCOS.
         """
         cfg = cfg.clone()
+        cfg.defrost()
         names = read_class_names(cfg.MODEL.WEIGHTS)
         if names:
             cfg.MODEL.FCOS.NUM_CLASSES = len(names)
@@ -92,13 +97,12 @@ def predict_images(
         The files written, named after the images; of images of one name the later ones get a
         number.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     taken: set[str] = set()
     for path in tqdm(paths, unit="image"):
         try:
             image = read_image(str(path), format="BGR")
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+        except _UNREADABLE as error:
             logger.error("Passed over %s: it can't be read as an image (%s).", path, error)
             continue
         instances = above_threshold(predictor(image)["instances"], threshold)
@@ -136,24 +140,22 @@ def predict_video(predictor: Predictor, path: str, output_dir: Path, threshold: 
         raise FileNotFoundError(f"--video-input {path}: no such file.")
     capture = cv2.VideoCapture(path)
     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    output_dir.mkdir(parents=True, exist_ok=True)
+    count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) or None
     target = output_dir / f"{Path(path).stem}.mp4"
-    part = output_dir / f".{Path(path).stem}.part.mp4"
     writer = None
-    try:
-        for frame in tqdm(draw_video(predictor, capture, threshold), total=count, unit="frame"):
-            if writer is None:
-                size = (frame.shape[1], frame.shape[0])
-                writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-            writer.write(frame)
+    with atomic_path(target) as temporary:
+        try:
+            for frame in tqdm(draw_video(predictor, capture, threshold), total=count, unit="frame"):
+                if writer is None:
+                    size, codec = (frame.shape[1], frame.shape[0]), cv2.VideoWriter_fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(temporary), codec, rate, size)
+                writer.write(frame)
+        finally:
+            capture.release()
+            if writer is not None:
+                writer.release()
         if writer is None:
             raise ValueError(f"--video-input {path}: no frame of it can be read.")
-        writer.release()
-        os.replace(part, target)
-    finally:
-        capture.release()
-        part.unlink(missing_ok=True)
     return target
 
 
@@ -200,10 +202,6 @@ def _free_name(path: Path, taken: set[str]) -> str:
 
 
 def _write_image(target: Path, image: np.ndarray) -> None:
-    part = target.with_name(f".{target.stem}.part{target.suffix}")
-    try:
-        if not cv2.imwrite(str(part), image):
+    with atomic_path(target) as temporary:
+        if not cv2.imwrite(str(temporary), image):
             raise OSError(f"{target} can't be written.")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     Args:
         cfg: not frozen.
         keep: full names of the keys that stay as they are, because somebody set them by hand.
+            With SOLVER.MAX_ITER among them no count of iterations is scaled.
     """
     solver = cfg.SOLVER
     if solver.REFERENCE_IMS_PER_BATCH <= 0:
@@ -36,11 +37,18 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     factor = solver.IMS_PER_BATCH / solver.REFERENCE_IMS_PER_BATCH
     if factor != 1 and "SOLVER.BASE_LR" not in keep:
         solver.BASE_LR *= factor
-    for key in _ITERATION_KEYS:
-        node_name, name = key.split(".")
-        if factor != 1 and key not in keep:
-            node = cfg[node_name]
-            node[name] = _divide(node[name], factor)
+    # Who sets MAX_ITER by hand counts in iterations, and the other counts stay in step with it.
+    if factor != 1 and "SOLVER.MAX_ITER" not in keep:
+        for key in _ITERATION_KEYS:
+            node, name = cfg[key.split(".")[0]], key.split(".")[1]
+            if key not in keep:
+                node[name] = _divide(node[name], factor)
+    if solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS %d is not less than MAX_ITER %d: the warm-up never ends.",
+            solver.WARMUP_ITERS,
+            solver.MAX_ITER,
+        )
     logger.info(
         "Batch of %d images, recipe's %d: learning rate %g, %d iterations, warm-up %d%s.",
         solver.IMS_PER_BATCH,
@@ -48,7 +56,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
         solver.BASE_LR,
         solver.MAX_ITER,
         solver.WARMUP_ITERS,
-        f" (as given: {', '.join(sorted(keep))})" if factor != 1 and keep else "",
+        _kept(keep) if factor != 1 else "",
     )
     solver.REFERENCE_IMS_PER_BATCH = solver.IMS_PER_BATCH
 
@@ -58,3 +66,8 @@ def _divide(value: int | tuple[int, ...], factor: float) -> int | tuple[int, ...
         return tuple(_divide(x, factor) for x in value)
     # A period of 0 is "never"; any other must not become 0.
     return max(1, round(value / factor)) if value > 0 else value
+
+
+def _kept(keep: Collection[str]) -> str:
+    set_by_hand = [key for key in ("SOLVER.BASE_LR", *_ITERATION_KEYS) if key in keep]
+    return f" (set by hand: {', '.join(set_by_hand)})" if set_by_hand else ""

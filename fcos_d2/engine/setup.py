@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+from logging.handlers import MemoryHandler
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -71,18 +73,43 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Everything that can be wrong with the config or the data is found before the output folder is
     touched.
     """
-    rank = comm.get_rank()
-    setup_logger(distributed_rank=rank, name="fcos_d2")
+    setup_logger(distributed_rank=comm.get_rank(), name="fcos_d2")
+    # What is said before there is an output folder waits for its log.
+    early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+    package_logger = logging.getLogger("fcos_d2")
+    package_logger.addHandler(early)
+    try:
+        cfg = _build_cfg(args)
+        default_setup(cfg, args)
+        _log_to_file(package_logger, early, cfg.OUTPUT_DIR)
+    finally:
+        package_logger.removeHandler(early)
+    return cfg
+
+
+def _build_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
     prepare_datasets(cfg, args.eval_only)
     scale_to_batch_size(cfg, keep=args.opts[0::2])
     cfg.freeze()
-    default_setup(cfg, args)
-    # From here on into the output folder's log too. Detectron2 caches its handlers by arguments,
-    # so the ones above have to go first.
-    logging.getLogger("fcos_d2").handlers.clear()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name="fcos_d2")
     return cfg
+
+
+def _log_to_file(package_logger: logging.Logger, early: MemoryHandler, output_dir: str) -> None:
+    """Send this package's messages, the early ones too, to the log of the output folder."""
+    for handler in package_logger.handlers[:]:
+        if isinstance(handler, logging.FileHandler):  # of an earlier run in this process
+            package_logger.removeHandler(handler)
+            handler.close()
+    if not comm.is_main_process():
+        return
+    handler = logging.FileHandler(os.path.join(output_dir, "log.txt"))
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
+    )
+    early.setTarget(handler)
+    early.flush()
+    package_logger.addHandler(handler)
 
 
 def _class_mismatch(name: str, names: list[str], other: str, other_names: list[str]) -> str:

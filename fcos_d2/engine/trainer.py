@@ -12,7 +12,8 @@ from torch import nn
 from ..checkpoint import FCOSCheckpointer
 from ..data import class_names, load_records
 from ..data.loader import TrainLoader, build_train_loader
-from ..evaluation import DetectionEvaluator, dataset_slug
+from ..evaluation import DetectionEvaluator
+from ..files import dataset_slug
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,18 @@ class Trainer(DefaultTrainer):
         """Load as Detectron2 does; a resumed run goes on with the batch that comes next."""
         super().resume_or_load(resume)
         self._trainer.data_loader.start_iter = self.start_iter
+
+    def state_dict(self) -> dict:
+        """Return what a checkpoint keeps to resume from, the optimizer's state included.
+
+        Detectron2 v0.5 leaves that out, and a resumed run would start without momentum.
+        """
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
     def build_hooks(self) -> list[HookBase]:
         """Build Detectron2's hooks on a checkpointer that keeps the class names.

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from ..files import write_json
 from .coco import coco_table, json_category_ids
-from .files import write_json
 from .records import check_predictions, is_ignored, predictions_of
 from .tables import format_class_table, format_coco_table, format_voc_table
 from .voc import voc_average_precision

@@ -79,9 +79,12 @@ class FCOSDecoder:
         limits = sizes.to(boxes).flip(1).repeat(1, 2)  # width, height, width, height
         boxes = boxes.clamp(min=0).minimum(limits[image])
         keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1).nonzero().squeeze(1)
-        # One NMS for the whole batch: boxes of different images or classes never meet.
+        # One NMS for the whole batch: boxes of different images or classes never meet. float64,
+        # since batched_nms moves the groups apart by large offsets.
         group = image[keep] * logits.shape[2] + classes[keep]
-        keep = keep[batched_nms(boxes[keep], scores[keep], group, self.nms_thresh)]
+        keep = keep[
+            batched_nms(boxes[keep].double(), scores[keep].double(), group, self.nms_thresh)
+        ]
         results = []
         for index, size in enumerate(image_sizes):
             best = keep[image[keep] == index][: self.max_detections]

@@ -32,7 +32,8 @@ def sigmoid_focal_loss(
     targets = (labels[:, None] == classes).to(logits.dtype)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     p = logits.sigmoid()
-    miss = p + targets - 2 * p * targets  # 1 - p_t
+    # 1 - p_t; at 0 an exponent below 1 would have an infinite slope.
+    miss = (p + targets - 2 * p * targets).clamp(min=_EPS)
     loss = cross_entropy * miss**gamma
     if alpha >= 0:
         loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
@@ -158,14 +159,18 @@ def fcos_losses(
     """
     num_pos = torch.as_tensor(float(len(positive)), device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        ctr_targets = centerness_targets(_full(target_ltrb))
-        box_losses = box_loss(_full(ltrb[positive]), _full(target_ltrb), box_loss_kind)
+        ctr_targets = centerness_targets(_at_least_float32(target_ltrb))
+        box_losses = box_loss(
+            _at_least_float32(ltrb[positive]), _at_least_float32(target_ltrb), box_loss_kind
+        )
         num_pos_mean, weight_mean = _mean_over_ranks(
             torch.stack((num_pos, ctr_targets.sum().float()))
         ).unbind()
         normalizer = num_pos_mean.clamp(min=1.0)
-        loss_cls = sigmoid_focal_loss(_full(logits), labels, alpha, gamma) / normalizer
-        loss_ctr = centerness_loss(_full(centerness[positive]), ctr_targets) / normalizer
+        loss_cls = sigmoid_focal_loss(_at_least_float32(logits), labels, alpha, gamma) / normalizer
+        loss_ctr = (
+            centerness_loss(_at_least_float32(centerness[positive]), ctr_targets) / normalizer
+        )
         if box_loss_weight == "centerness":
             loss_box = (box_losses * ctr_targets).sum() / weight_mean.clamp(min=_EPS)
         else:
@@ -182,6 +187,6 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def _full(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     """Half precision to float32; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -126,11 +126,9 @@ class CenterSamplingMatcher:
             return
         half_side = self.radius * grid.stride if self.radius > 0 else math.inf
         if self.radius > 0:
-            side = math.ceil(2 * self.radius)
             first = (boxes.center / grid.stride - grid.offset - self.radius).floor().long() + 1
-            window = torch.arange(side, device=first.device)
-            columns = first[:, :1] + window  # (M, side)
-            rows = first[:, 1:] + window
+            columns = _window(first[:, 0], math.ceil(2 * self.radius), grid.width)
+            rows = _window(first[:, 1], math.ceil(2 * self.radius), grid.height)
             yield _test_claims(boxes, grid, columns, rows, bounds, half_side)
             return
         # Whole boxes: a box can claim a whole level, so the rows of the map go in chunks that
@@ -142,6 +140,12 @@ class CenterSamplingMatcher:
             rows = torch.arange(row, min(row + step, grid.height), device=columns.device)
             rows = rows.expand(len(boxes.rank), -1)
             yield _test_claims(boxes, grid, columns, rows, bounds, half_side)
+
+
+def _window(first: Tensor, side: int, limit: int) -> Tensor:
+    """``side`` cells from ``first`` (M,) on, moved into 0..limit - 1: (M, min(side, limit))."""
+    side = min(side, limit)
+    return first.clamp(0, limit - side)[:, None] + torch.arange(side, device=first.device)
 
 
 # Pairs (box, location) tested at a time when whole boxes are positive.
@@ -178,16 +182,13 @@ def _test_claims(
     center_x, center_y = boxes.center[:, :, None].unbind(1)
     x_inside = (x > x0) & (x < x1) & ((x - center_x).abs() < half_side)
     y_inside = (y > y0) & (y < y1) & ((y - center_y).abs() < half_side)
-    x_inside &= (columns >= 0) & (columns < grid.width)
-    y_inside &= (rows >= 0) & (rows < grid.height)
     reach_x = torch.maximum(x - x0, x1 - x)
     reach_y = torch.maximum(y - y0, y1 - y)
     reach = torch.maximum(reach_y[:, :, None], reach_x[:, None, :])  # (M, R, C)
     positive = y_inside[:, :, None] & x_inside[:, None, :]
     positive &= (reach >= bounds[0]) & (reach <= bounds[1])
 
-    flat = rows.clamp(0, grid.height - 1)[:, :, None] * grid.width
-    flat = flat + columns.clamp(0, grid.width - 1)[:, None, :] + grid.start
+    flat = rows[:, :, None] * grid.width + columns[:, None, :] + grid.start
     flat = flat + (boxes.image * grid.num_locations)[:, None, None]
     rank = torch.where(positive, boxes.rank[:, None, None], len(boxes.rank))
     return flat.flatten(), rank.flatten()

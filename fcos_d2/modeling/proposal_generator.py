@@ -177,7 +177,7 @@ class FCOSProposalGenerator(nn.Module):
 
 
 def _log(losses: FCOSLosses, matches: Matches) -> None:
-    """Put num_pos, gt_covered and loss_ctr_excess into the event storage."""
+    """Put this rank's num_pos, gt_covered and loss_ctr_excess into the event storage."""
     # Row -1, the background, is the extra one at the end.
     covered = matches.gt_ignore.new_zeros(len(matches.gt_boxes) + 1)
     covered[matches.gt_inds.flatten()] = True

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..evaluation import atomic_path
+from ..files import atomic_path
 
 logger = logging.getLogger(__name__)
 

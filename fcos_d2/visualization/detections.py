@@ -12,8 +12,8 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..evaluation import atomic_path
 from ..evaluation.records import box_xywh, is_ignored
+from ..files import atomic_path
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def draw_detection_grid(
     output_png: str | os.PathLike,
     *,
     max_images: int = 8,
-    score_threshold: float = 0.3,
+    score_threshold: float = 0.5,
     seed: int = 0,
 ) -> None:
     """Draw predictions beside ground truth for some images, with Detectron2's ``Visualizer``.
@@ -109,6 +109,7 @@ def draw_predictions(
     Returns:
         (H, W, 3) RGB uint8.
     """
+    predictions = sorted(predictions, key=lambda item: item["score"])  # the best end on top
     boxes = _scaled_boxes([item["bbox"] for item in predictions], record, image)
     labels = [f"{class_names[p['category_id']]} {100 * p['score']:.0f}%" for p in predictions]
     return _draw(image, boxes, labels, [item["category_id"] for item in predictions])
@@ -126,6 +127,8 @@ def draw_ground_truth(image: np.ndarray, record: dict, class_names: Sequence[str
         (H, W, 3) RGB uint8.
     """
     objects = record.get("annotations", ())
+    # Large ones first, so that small ones stay in sight.
+    objects = sorted(objects, key=lambda item: -np.prod(box_xywh(item)[2:]))
     boxes = _scaled_boxes([box_xywh(item) for item in objects], record, image)
     labels = []
     for item in objects:
@@ -142,14 +145,13 @@ def _draw(
     categories: Sequence[int],
     dashed: Sequence[int] = (),
 ) -> np.ndarray:
-    """Boxes (N, 4) XYXY with their labels, large ones first so that small ones stay in sight.
+    """Boxes (N, 4) XYXY with their labels, the later ones on top.
 
     ``Visualizer.overlay_instances`` can't draw a dashed box, so its primitives are used.
     """
     visualizer = Visualizer(image)
     height, width = image.shape[:2]
-    for i in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
-        x0, y0, x1, y1 = boxes[i]
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
         color = class_color(categories[i])
         style = "--" if i in dashed else "-"
         visualizer.draw_box(boxes[i], alpha=0.9, edge_color=color, line_style=style)

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from ..data import load_records, register_source
-from ..evaluation import dataset_slug
 from ..evaluation.evaluator import RESULTS_FILE, TABLES_FILE
+from ..files import dataset_slug
 from .curves import plot_training_curves
 from .detections import draw_detection_grid
 

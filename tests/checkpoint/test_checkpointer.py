@@ -32,7 +32,7 @@ def test_class_names_travel_inside(model, tmp_path):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("model_final", iteration=7)
     path = str(tmp_path / "model_final.pth")
     assert read_class_names(path) == NAMES
-    assert [p.name for p in tmp_path.iterdir()].count("model_final.pth.part") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
     before = weights_of(model)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
@@ -156,3 +156,21 @@ def test_a_truncated_checkpoint(model, tmp_path):
 def test_a_file_that_is_not_there(model, tmp_path):
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS .*nowhere.pth can't be had"):
         FCOSCheckpointer(model).load(str(tmp_path / "nowhere.pth"))
+
+
+def test_another_network_does_not_detect_or_resume(model, tmp_path):
+    FCOSCheckpointer(model, str(tmp_path)).save("a")
+    path = str(tmp_path / "a.pth")
+    model.proposal_generator.head.box_tower = torch.nn.Conv2d(64, 32, 3)
+    message = r"a\.pth is of another network: 2 tensors .*box_tower\.bias, .*box_tower\.weight"
+    with pytest.raises(ValueError, match=message):
+        FCOSCheckpointer(model, for_inference=True).load(path)
+    with pytest.raises(ValueError, match=message):
+        FCOSCheckpointer(model).load(path)
+    FCOSCheckpointer(model).load(path, checkpointables=[])  # to start from
+
+
+def test_a_file_of_which_nothing_fits(model, tmp_path):
+    torch.save({"somebody.elses.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth holds nothing that has a place"):
+        FCOSCheckpointer(model).load(str(tmp_path / "other.pth"), checkpointables=[])

@@ -29,6 +29,7 @@ def cfg(tiny_cfg, tmp_path):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("model")
     tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     tiny_cfg.MODEL.FCOS.NUM_CLASSES = -1
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 8  # drawing is slow
     tiny_cfg.DATASETS.TRAIN = tiny_cfg.DATASETS.TEST = ()
     return tiny_cfg
 
@@ -124,3 +125,17 @@ def test_bad_video(cfg, tmp_path):
     with pytest.raises(ValueError, match="bad.mp4: no frame"):
         predict_video(predictor, str(tmp_path / "bad.mp4"), tmp_path / "out", 0.5)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_frozen_config(cfg):
+    cfg.freeze()
+    assert Predictor(cfg).metadata.thing_classes == NAMES
+
+
+def test_weights_that_are_not_there(cfg):
+    cfg.MODEL.WEIGHTS = "nowhere.pth"
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS nowhere.pth can't be had"):
+        Predictor(cfg)
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
+        Predictor(cfg)

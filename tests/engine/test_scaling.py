@@ -49,7 +49,19 @@ def test_the_recipes_own_batch_changes_nothing(cfg):
 def test_what_was_set_by_hand_stays(cfg):
     cfg.SOLVER.IMS_PER_BATCH = 32
     scale_to_batch_size(cfg, keep=["SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"])
-    assert schedule(cfg) == (0.02, 90000, (30000, 40000), 500, 2500, 0)
+    assert schedule(cfg) == (0.02, 90000, (60000, 80000), 1000, 5000, 0)
+
+
+def test_one_count_set_by_hand(cfg):
+    cfg.SOLVER.IMS_PER_BATCH = 32
+    scale_to_batch_size(cfg, keep=["SOLVER.WARMUP_ITERS", "SOLVER.BASE_LR"])
+    assert schedule(cfg) == (0.01, 45000, (30000, 40000), 1000, 2500, 0)
+
+
+def test_a_warm_up_without_end_is_said(cfg, caplog):
+    cfg.SOLVER.MAX_ITER = 1000
+    scale_to_batch_size(cfg)
+    assert "the warm-up never ends" in caplog.text
 
 
 def test_no_reference_no_scaling(cfg):

@@ -68,3 +68,12 @@ def test_no_cuda_device_is_said_once(caplog):
     cfg = load_cfg("", [])
     assert cfg.MODEL.DEVICE == "cpu"
     assert [r.message for r in caplog.records] == ["No CUDA device: running on the CPU."]
+
+
+def test_what_was_said_early_is_in_the_log_too(make_args, tmp_path):
+    """Twice in one process, as in a notebook: each run's log has its own lines, once."""
+    for name in ("one", "two"):
+        setup(make_args(output=name))
+        text = (tmp_path / name / "log.txt").read_text()
+        assert text.count("learning rate 0.01, ") == 1
+        assert text.count("6 images") == 2  # the training and the test set

@@ -294,3 +294,29 @@ def test_losses_are_float32_under_autocast():
     for got, expected in zip(losses, fcos_losses(**rounded), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected)
+
+
+def test_the_normalizer_is_the_mean_over_ranks(monkeypatch):
+    """This rank has 1 positive, another one 5: each divides by (1 + 5) / 2 = 3.
+
+    The numbers are those of test_sum_by_hand and, for the centerness weighting, the sum of the
+    weights is sqrt(1/3) here and 2 there: 0.5 sqrt(1/3) / ((sqrt(1/3) + 2) / 2).
+    """
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    other_rank = torch.tensor([5.0, 2.0])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other_rank))
+    inputs = (
+        torch.zeros(2, 1),
+        torch.ones(2, 4),
+        torch.zeros(2),
+        torch.tensor([0, 1]),
+        torch.tensor([0]),
+        torch.tensor([[1.0, 1, 3, 1]]),
+    )
+    losses = fcos_losses(*inputs)
+    assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2) / 3, rel=1e-5)
+    assert losses.loss_box.item() == pytest.approx(0.5 / 3, rel=1e-5)
+    assert losses.loss_ctr.item() == pytest.approx(math.log(2) / 3, rel=1e-5)
+    weighted = fcos_losses(*inputs, box_loss_weight="centerness")
+    c = math.sqrt(1 / 3)
+    assert weighted.loss_box.item() == pytest.approx(0.5 * c / ((c + 2) / 2), rel=1e-5)

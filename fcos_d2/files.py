@@ -40,7 +40,8 @@ def atomic_path(target: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # The suffix stays last: some writers take the format from it.
+    temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         yield temporary
         os.replace(temporary, target)

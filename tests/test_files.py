@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from fcos_d2.evaluation import atomic_path, dataset_slug
-from fcos_d2.evaluation.files import write_json
+from fcos_d2.files import atomic_path, dataset_slug, write_json
 
 
 @pytest.mark.parametrize(
