@@ -24,10 +24,10 @@ GENERATOR_VERSION = 2  # raise it with every change of a pixel or a box
 IMAGE_SIDE = (160, 224)  # pixels, both ends included
 MIN_SIZE = 8  # longer side of the smallest object, pixels
 MAX_SHARE = 0.66  # longer side of the largest object, as a share of the image's shorter side
-MAX_OBJECTS = 9
+MAX_OBJECTS = 8
 EMPTY_SHARE = 0.04  # of the images
 HIDDEN_DIFFICULT = 0.5  # an object is difficult when more than this share of it is hidden ...
-HIDDEN_MAX = 0.85  # ... and none is hidden more than that: nobody could find it
+HIDDEN_MAX = 0.75  # ... and none is hidden more than that: nobody could find it
 SUPERSAMPLING = 4
 
 
@@ -64,7 +64,7 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[DrawnObject]]:
     height, width = rng.randint(IMAGE_SIDE[0], IMAGE_SIDE[1] + 1, size=2)
     canvas = _draw_background(rng, height, width)
     objects: list[DrawnObject] = []
-    count = 0 if rng.rand() < EMPTY_SHARE else 1 + rng.binomial(MAX_OBJECTS - 1, 0.45)
+    count = 0 if rng.rand() < EMPTY_SHARE else 1 + rng.binomial(MAX_OBJECTS - 1, 0.35)
     for size in _draw_sizes(rng, count, min(height, width)):
         placed = _place_object(rng, size, objects, height, width)
         if placed is not None:
@@ -78,7 +78,7 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[DrawnObject]]:
 def _draw_sizes(rng: np.random.RandomState, count: int, side: int) -> np.ndarray:
     """Sizes (count,) in pixels, mostly from large to small so that few objects vanish behind."""
     # Log-uniform would make a quarter of all objects smaller than 16 px; the power keeps them few.
-    exponent = rng.rand(count) ** 0.5
+    exponent = rng.rand(count) ** 0.4
     sizes = MIN_SIZE * (MAX_SHARE * side / MIN_SIZE) ** exponent
     order = np.argsort(-sizes * np.exp(rng.normal(0, 0.5, size=count)), kind="stable")
     return sizes[order]
