@@ -11,7 +11,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from fcos_d2.data import class_names, load_records, register_source
-from fcos_d2.evaluation import DetectionEvaluator, dataset_slug
+from fcos_d2.evaluation import DetectionEvaluator
+from fcos_d2.files import dataset_slug
 from fcos_d2.visualization import plot_run
 
 
