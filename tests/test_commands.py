@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 
 def test_training_says_what_it_does_and_leaves_pictures(trained):
     folder, text, _ = trained
-    assert re.search(r"Batch of 2 images, recipe's 8: learning rate 0\.005, 25 iterations", text)
+    assert re.search(r"Batch of 2 images, recipe's 8: learning rate 0\.0025, 25 iterations", text)
     assert "Total inference pure compute time" in text
     for picture in ("training_curves.png", "detections.png"):
         assert f"Wrote out/{picture}" in text
