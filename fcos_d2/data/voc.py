@@ -198,18 +198,18 @@ def _object_name(thing: ET.Element) -> str:
     return (thing.findtext("name") or "").strip()
 
 
-def _read_box(thing: ET.Element, where: str) -> tuple[float, float, float, float]:
+def _read_box(thing: ET.Element, where: str) -> list[float]:
     box = thing.find("bndbox")
     if box is None:
         raise DataError(f"{where}: it has no <bndbox>.")
     values = []
     for corner in _CORNERS:
-        text = box.findtext(corner)
+        text = box.findtext(corner, "missing")
         try:
-            values.append(float(text))  # type: ignore[arg-type]
-        except (TypeError, ValueError) as error:
+            values.append(float(text))
+        except ValueError as error:
             raise DataError(f"{where}: <{corner}> is {text!r}, not a number.") from error
-    return tuple(values)  # type: ignore[return-value]
+    return values
 
 
 def _flag(thing: ET.Element, tag: str, where: str) -> bool:

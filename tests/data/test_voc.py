@@ -258,7 +258,7 @@ def test_object_without_name(voc):
     [
         ("1 two 9 9", "<ymin> is 'two'"),
         ("1 2,5 9 9", "<ymin> is '2,5'"),
-        ("1 1 9", "<ymax> is None"),
+        ("1 1 9", "<ymax> is 'missing'"),
     ],
 )
 def test_coordinates_that_are_no_numbers(voc, corners, said):
