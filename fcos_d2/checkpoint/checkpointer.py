@@ -179,8 +179,8 @@ def _count_stages(names: Iterable[str]) -> list[tuple[str, int]]:
 
 def _cannot_get(path: str, reason: object) -> str:
     return (
-        f"MODEL.WEIGHTS {path} can't be had ({reason}). Check the name or the network, download "
-        "the file by hand and name it, or train from scratch with MODEL.WEIGHTS ''."
+        f"MODEL.WEIGHTS {path} can't be had ({reason}). Check the name or the network, or "
+        "download the file by hand and name it. (Training from scratch: MODEL.WEIGHTS ''.)"
     )
 
 

@@ -25,6 +25,9 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     of iterations are divided by f. Afterwards the reference is the batch itself, so that a dumped
     config is not scaled again.
 
+    A warm-up that would outlast the training, whose learning rate would stay near 0, is shortened
+    to a tenth of it.
+
     Args:
         cfg: not frozen.
         keep: full names of the keys that stay as they are, because somebody set them by hand.
@@ -45,10 +48,11 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
                 node[name] = _divide(node[name], factor)
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d is not less than MAX_ITER %d: the warm-up never ends.",
+            "SOLVER.WARMUP_ITERS %d would not end before MAX_ITER %d: made a tenth of that.",
             solver.WARMUP_ITERS,
             solver.MAX_ITER,
         )
+        solver.WARMUP_ITERS = solver.MAX_ITER // 10
     logger.info(
         "Batch of %d images, recipe's %d: learning rate %g, %d iterations, warm-up %d%s.",
         solver.IMS_PER_BATCH,

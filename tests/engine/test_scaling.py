@@ -58,10 +58,13 @@ def test_one_count_set_by_hand(cfg):
     assert schedule(cfg) == (0.01, 45000, (30000, 40000), 1000, 2500, 0)
 
 
-def test_a_warm_up_without_end_is_said(cfg, caplog):
+def test_a_warm_up_that_outlasts_the_training(cfg, caplog):
+    """Warm-up 1000 of 1000 iterations becomes 1000 / 10."""
+    cfg.SOLVER.IMS_PER_BATCH = 16
     cfg.SOLVER.MAX_ITER = 1000
     scale_to_batch_size(cfg)
-    assert "the warm-up never ends" in caplog.text
+    assert cfg.SOLVER.WARMUP_ITERS == 100
+    assert "made a tenth" in caplog.text
 
 
 def test_no_reference_no_scaling(cfg):
