@@ -215,6 +215,17 @@ def test_gradcheck_of_the_sum(weight):
     assert gradcheck(total, tuple(batch[name] for name in names))
 
 
+# Two locations of one class with all logits 0, the first one positive; its prediction is 2 x 2.
+ONE_POSITIVE = (
+    torch.zeros(2, 1),
+    torch.ones(2, 4),
+    torch.zeros(2),
+    torch.tensor([0, 1]),
+    torch.tensor([0]),
+    torch.tensor([[1.0, 1, 3, 1]]),
+)
+
+
 def test_sum_by_hand():
     """One positive of two locations, K = 1, all logits 0, prediction as in test_giou_by_hand.
 
@@ -222,14 +233,7 @@ def test_sum_by_hand():
     loss_cls 0.25 ln 2, loss_box 0.5, loss_ctr ln 2 (BCE at p = 0.5 for any target);
     its excess is ln 2 - H(sqrt(1/3)).
     """
-    losses = fcos_losses(
-        torch.zeros(2, 1),
-        torch.ones(2, 4),
-        torch.zeros(2),
-        torch.tensor([0, 1]),
-        torch.tensor([0]),
-        torch.tensor([[1.0, 1, 3, 1]]),
-    )
+    losses = fcos_losses(*ONE_POSITIVE)
     c = math.sqrt(1 / 3)
     entropy = -c * math.log(c) - (1 - c) * math.log(1 - c)
     assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2), rel=1e-5)
@@ -305,18 +309,10 @@ def test_the_normalizer_is_the_mean_over_ranks(monkeypatch):
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     other_rank = torch.tensor([5.0, 2.0])
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(other_rank))
-    inputs = (
-        torch.zeros(2, 1),
-        torch.ones(2, 4),
-        torch.zeros(2),
-        torch.tensor([0, 1]),
-        torch.tensor([0]),
-        torch.tensor([[1.0, 1, 3, 1]]),
-    )
-    losses = fcos_losses(*inputs)
+    losses = fcos_losses(*ONE_POSITIVE)
     assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2) / 3, rel=1e-5)
     assert losses.loss_box.item() == pytest.approx(0.5 / 3, rel=1e-5)
     assert losses.loss_ctr.item() == pytest.approx(math.log(2) / 3, rel=1e-5)
-    weighted = fcos_losses(*inputs, box_loss_weight="centerness")
+    weighted = fcos_losses(*ONE_POSITIVE, box_loss_weight="centerness")
     c = math.sqrt(1 / 3)
     assert weighted.loss_box.item() == pytest.approx(0.5 * c / ((c + 2) / 2), rel=1e-5)
