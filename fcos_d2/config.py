@@ -8,6 +8,9 @@ from detectron2.data import MetadataCatalog
 
 def add_fcos_config(cfg: CN) -> None:
     """Add the default values of every key that fcos_d2 reads to ``cfg``, in place."""
+    # A model as a Detectron2 lazy config, in YAML text; set by a --config-file that ends in .py.
+    cfg.MODEL.LAZY = ""
+
     cfg.MODEL.FCOS = CN()
     # Number of foreground classes; -1 takes it from the class names of DATASETS.TRAIN.
     cfg.MODEL.FCOS.NUM_CLASSES = -1
@@ -16,20 +19,33 @@ def add_fcos_config(cfg: CN) -> None:
     # What P6 is computed from: "p5" (the output of the FPN) or "res5" (its input).
     cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p5"
 
-    # Head. 3x3 convolutions in the classification and in the box tower.
+    # Head. 3x3 convolutions that both towers share, then those of each.
+    cfg.MODEL.FCOS.NUM_SHARED_CONVS = 0
     cfg.MODEL.FCOS.NUM_CLS_CONVS = 4
     cfg.MODEL.FCOS.NUM_BOX_CONVS = 4
     # Normalisation after each of them: any name that detectron2.layers.get_norm knows, "" is none.
+    # Batch norms ("BN", "SyncBN", "naiveSyncBN") are one a level: levels differ in statistics.
     cfg.MODEL.FCOS.NORM = "GN"
+    # How the regression becomes distances: "relu" in strides, or "exp" in pixels (as the original
+    # repository did at first, and mmdet does by default).
+    cfg.MODEL.FCOS.BOX_ACTIVATION = "relu"
     # Multiply the regression of each level by a learned scalar.
     cfg.MODEL.FCOS.USE_SCALE = False
-    # Predict centerness from the classification tower instead of the box tower.
+    # What the extra branch predicts: "centerness", "iou" (of the predicted box with its ground
+    # truth), or "none" for no such branch.
+    cfg.MODEL.FCOS.QUALITY = "centerness"
+    # Predict it from the classification tower instead of the box tower.
     cfg.MODEL.FCOS.CENTERNESS_ON_CLS = False
+    # One class, "object", whatever the classes of the data: for region proposals.
+    cfg.MODEL.FCOS.CLASS_AGNOSTIC = False
     # Foreground probability that the class bias starts at (pi of the focal loss paper).
     cfg.MODEL.FCOS.PRIOR_PROB = 0.01
 
     # Assignment. A location is at ((j + offset) * stride, (i + offset) * stride).
     cfg.MODEL.FCOS.LOCATION_OFFSET = 0.5
+    # Distance between two locations: "stride", or "image" for the size of the padded image divided
+    # by that of the feature map, rounded down, as torchvision has it.
+    cfg.MODEL.FCOS.LOCATION_STEP = "stride"
     # Half-side, in strides, of the square around a box centre that is positive; <= 0: whole box.
     cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS = 1.5
     # Bounds in pixels between the levels' ranges of max(l, t, r, b); one fewer than IN_FEATURES.
@@ -43,12 +59,24 @@ def add_fcos_config(cfg: CN) -> None:
     # "none" or "centerness" (each positive weighted by its centerness target).
     cfg.MODEL.FCOS.BOX_LOSS_WEIGHT = "none"
 
-    # Inference. The threshold is on the score that is reported, sqrt(class * centerness).
+    # Inference. The score that is reported: "sqrt" of class times quality, or their "product".
+    cfg.MODEL.FCOS.SCORE = "sqrt"
+    # Candidates need more than this, in what SCORE_THRESH_ON says: "score", the one that is
+    # reported, or "cls", the class probability alone (AdelaiDet, mmdet).
     cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.05
-    # Best candidates kept per level before NMS. (After NMS: TEST.DETECTIONS_PER_IMAGE.)
+    cfg.MODEL.FCOS.SCORE_THRESH_ON = "score"
+    # Best candidates kept per level before NMS, by "score" or by "cls" (mmdet). (After NMS:
+    # TEST.DETECTIONS_PER_IMAGE.)
     cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST = 1000
+    cfg.MODEL.FCOS.TOPK_ON = "score"
+    # Clip boxes to the image before NMS; False does it afterwards (Detectron2, AdelaiDet).
+    cfg.MODEL.FCOS.CLIP_BEFORE_NMS = True
     # IoU threshold of the class-wise NMS.
     cfg.MODEL.FCOS.NMS_THRESH_TEST = 0.6
+
+    # Half precision under SOLVER.AMP.ENABLED: "float16", "bfloat16", or "auto" for float16 on CUDA
+    # and bfloat16 on the CPU.
+    cfg.SOLVER.AMP.PRECISION = "auto"
 
     # Batch size that BASE_LR, MAX_ITER, STEPS, ... were chosen for. Another IMS_PER_BATCH scales
     # them by the linear rule; 0 switches the rule off.
@@ -66,6 +94,8 @@ def add_fcos_config(cfg: CN) -> None:
 def get_num_classes(cfg: CN) -> int:
     """Return ``MODEL.FCOS.NUM_CLASSES``, or for -1 the number of classes of DATASETS.TRAIN.
 
+    With ``MODEL.FCOS.CLASS_AGNOSTIC`` it is 1.
+
     The class names are those that Detectron2's ``MetadataCatalog`` holds: of every data set that
     Detectron2 knows by name, and of the others (``voc:...``) once ``fcos_d2.data.register_source``
     has read them, as ``train_net.py`` does.
@@ -73,6 +103,8 @@ def get_num_classes(cfg: CN) -> int:
     Raises:
         ValueError: -1, and no class names to count.
     """
+    if cfg.MODEL.FCOS.CLASS_AGNOSTIC:
+        return 1
     if cfg.MODEL.FCOS.NUM_CLASSES != -1:
         return cfg.MODEL.FCOS.NUM_CLASSES
     for name in cfg.DATASETS.TRAIN:

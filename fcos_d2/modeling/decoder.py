@@ -16,32 +16,63 @@ class FCOSDecoder:
     def __init__(
         self,
         *,
+        score: str = "sqrt",
         score_thresh: float = 0.05,
+        score_thresh_on: str = "score",
         topk_candidates: int = 1000,
+        topk_on: str = "score",
         nms_thresh: float = 0.6,
         max_detections: int = 100,
+        clip_before_nms: bool = True,
+        min_box_size: float = 0.0,
     ):
-        """Fix the limits.
+        """Fix the rules and the limits.
 
         Args:
-            score_thresh: candidates need a score, sqrt(class * centerness), above this.
+            score: the score that is reported: "sqrt", the square root of class probability times
+                quality, or "product", that itself; without a quality it is the class probability.
+            score_thresh: candidates need more than this.
+            score_thresh_on: of "score", the one that is reported, or of "cls", the class
+                probability.
             topk_candidates: best candidates kept per level before NMS.
+            topk_on: best by "score" or by "cls".
             nms_thresh: IoU above which the lower of two boxes of one class is suppressed.
             max_detections: detections per image; ties never return more.
+            clip_before_nms: clip boxes to the image before NMS; else after the limit.
+            min_box_size: width and height have to be larger, in pixels.
+
+        Raises:
+            ValueError: an unknown option.
         """
+        for key, value, known in (
+            ("SCORE", score, ("sqrt", "product")),
+            ("SCORE_THRESH_ON", score_thresh_on, ("score", "cls")),
+            ("TOPK_ON", topk_on, ("score", "cls")),
+        ):
+            if value not in known:
+                raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
+        self.score = score
         self.score_thresh = score_thresh
+        self.score_thresh_on = score_thresh_on
         self.topk_candidates = topk_candidates
+        self.topk_on = topk_on
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
+        self.clip_before_nms = clip_before_nms
+        self.min_box_size = min_box_size
 
     @classmethod
     def from_config(cls, cfg) -> dict:
         """Map the test keys of ``cfg`` to the constructor's arguments."""
         return {
+            "score": cfg.MODEL.FCOS.SCORE,
             "score_thresh": cfg.MODEL.FCOS.SCORE_THRESH_TEST,
+            "score_thresh_on": cfg.MODEL.FCOS.SCORE_THRESH_ON,
             "topk_candidates": cfg.MODEL.FCOS.TOPK_CANDIDATES_TEST,
+            "topk_on": cfg.MODEL.FCOS.TOPK_ON,
             "nms_thresh": cfg.MODEL.FCOS.NMS_THRESH_TEST,
             "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "clip_before_nms": cfg.MODEL.FCOS.CLIP_BEFORE_NMS,
         }
 
     @torch.no_grad()
@@ -50,7 +81,7 @@ class FCOSDecoder:
         locations: Locations,
         logits: Tensor,
         ltrb: Tensor,
-        centerness: Tensor,
+        quality: Tensor | None,
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """Decode the predictions of N images; no input is changed.
@@ -59,64 +90,77 @@ class FCOSDecoder:
             locations: the grid of L locations.
             logits: (N, L, K) class logits.
             ltrb: (N, L, 4) distances in strides.
-            centerness: (N, L) logits.
+            quality: (N, L) logits, or None.
             image_sizes: (height, width) of each image in the network's input, without padding.
 
         Returns:
             For each image ``pred_boxes`` (XYXY pixels of the network's input, clipped to it),
             ``scores`` and ``pred_classes``, best first; with no detection they have length 0.
         """
-        scores, flat = self._select(locations, logits, centerness)  # (N, C), (N, C)
-        image, column = (scores > self.score_thresh).nonzero(as_tuple=True)
-        scores, flat = scores[image, column], flat[image, column]
-        place = flat.div(logits.shape[2], rounding_mode="floor")
-        classes = flat % logits.shape[2]
+        # Under tracing Detectron2's image sizes are tensors, which as_tensor takes as well.
+        sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
+        limits = sizes.to(locations.points).flip(1).repeat(1, 2)  # width, height, width, height
+        image, place, classes, scores = self._select(locations, logits, quality)
         boxes = decode_boxes(
             locations.points[place], locations.strides[place], ltrb[image, place].float()
         )
-        # Under tracing Detectron2's image sizes are tensors, which as_tensor takes as well.
-        sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
-        limits = sizes.to(boxes).flip(1).repeat(1, 2)  # width, height, width, height
-        boxes = boxes.clamp(min=0).minimum(limits[image])
-        keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1).nonzero().squeeze(1)
+        clipped = boxes.clamp(min=0).minimum(limits[image])
         # One NMS for the whole batch: boxes of different images or classes never meet. float64,
         # since batched_nms moves the groups apart by large offsets.
-        group = image[keep] * logits.shape[2] + classes[keep]
-        keep = keep[
-            batched_nms(boxes[keep].double(), scores[keep].double(), group, self.nms_thresh)
-        ]
+        group = image * logits.shape[2] + classes
+        if self.clip_before_nms:
+            keep = self._large(clipped).nonzero().squeeze(1)
+            boxes, group, scores_left = clipped[keep].double(), group[keep], scores[keep].double()
+            keep = keep[batched_nms(boxes, scores_left, group, self.nms_thresh)]
+        else:
+            keep = batched_nms(boxes.double(), scores.double(), group, self.nms_thresh)
         results = []
         for index, size in enumerate(image_sizes):
             best = keep[image[keep] == index][: self.max_detections]
+            best = best[self._large(clipped[best])]
             results.append(
                 Instances(
                     size,
-                    pred_boxes=Boxes(boxes[best]),
+                    pred_boxes=Boxes(clipped[best]),
                     scores=scores[best],
                     pred_classes=classes[best],
                 )
             )
         return results
 
+    def _large(self, boxes: Tensor) -> Tensor:
+        return ((boxes[:, 2:] - boxes[:, :2]) > self.min_box_size).all(1)
+
     def _select(
-        self, locations: Locations, logits: Tensor, centerness: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, locations: Locations, logits: Tensor, quality: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Take the best candidates of each level.
 
         Returns:
-            Scores (N, C) and flat indices (N, C) into (L * K,).
+            Image, location, class and score of each of them, all (R,).
         """
         num_classes = logits.shape[2]
-        scores, flat, start = [], [], 0
+        found, start = [], 0
         for length in locations.level_lengths:
             end = start + length
-            level = logits[:, start:end].float().sigmoid()
-            level = (level * centerness[:, start:end, None].float().sigmoid()).sqrt().flatten(1)
-            best = level.topk(min(self.topk_candidates, level.shape[1]), dim=1)
-            scores.append(best.values)
-            flat.append(best.indices + start * num_classes)
+            cls = logits[:, start:end].float().sigmoid()  # (N, L_l, K)
+            score = self._score(cls, None if quality is None else quality[:, start:end, None])
+            good = (score if self.score_thresh_on == "score" else cls) > self.score_thresh
+            # Below every probability where the threshold is not reached.
+            rank = torch.where(good, score if self.topk_on == "score" else cls, -1.0).flatten(1)
+            best, flat = rank.topk(min(self.topk_candidates, rank.shape[1]), dim=1)
+            image, column = (best >= 0).nonzero(as_tuple=True)
+            flat = flat[image, column]
+            place = flat.div(num_classes, rounding_mode="floor")
+            found.append((image, place + start, flat % num_classes, score.flatten(1)[image, flat]))
             start = end
-        return torch.cat(scores, dim=1), torch.cat(flat, dim=1)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def _score(self, cls: Tensor, quality: Tensor | None) -> Tensor:
+        if quality is None:
+            return cls
+        product = cls * quality.float().sigmoid()
+        return product.sqrt() if self.score == "sqrt" else product
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The FCOS head: two towers shared over the levels; class logits, box distances, centerness."""
+"""The FCOS head: two towers shared over the levels; class logits, box distances, quality."""
 
 import math
 
@@ -22,15 +22,31 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-def _tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
+BOX_ACTIVATIONS = ("relu", "exp")
+QUALITIES = ("centerness", "iou", "none")
+
+
+class _Tower(nn.Sequential):
+    """Convolution, norm, ReLU, repeated; a list of norms holds one for each level."""
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        for module in self:
+            x = module[level](x) if isinstance(module, nn.ModuleList) else module(x)
+        return x
+
+
+def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> _Tower:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
         # GroupNorm does not take away a bias that differs inside a group: the bias stays useful.
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
-        if norm:
+        if "BN" in norm:
+            # The levels share the convolutions but not the statistics of what these give.
+            layers.append(nn.ModuleList(get_norm(norm, channels) for _ in range(num_levels)))
+        elif norm:
             layers.append(get_norm(norm, channels))
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+    return _Tower(*layers)
 
 
 def _flatten(maps: list[Tensor]) -> Tensor:
@@ -47,28 +63,37 @@ class FCOSHead(nn.Module):
         *,
         input_shape: list[ShapeSpec],
         num_classes: int,
+        num_shared_convs: int = 0,
         num_cls_convs: int = 4,
         num_box_convs: int = 4,
         norm: str = "GN",
         prior_prob: float = 0.01,
+        quality: str = "centerness",
         centerness_on_cls: bool = False,
+        box_activation: str = "relu",
         use_scale: bool = False,
     ):
         """Build the towers and the three predictors.
 
         Args:
-            input_shape: shape of each level's feature map; all have the same channels.
+            input_shape: channels and stride of each level's feature map; all have the same
+                channels.
             num_classes: number of foreground classes K.
+            num_shared_convs: 3x3 convolutions before the two towers part.
             num_cls_convs: 3x3 convolutions in the classification tower.
             num_box_convs: 3x3 convolutions in the box tower.
             norm: normalisation in the towers, as :func:`detectron2.layers.get_norm` names it;
-                an empty string is none.
+                an empty string is none. Batch norms are one a level.
             prior_prob: foreground probability that the class bias starts at.
-            centerness_on_cls: predict centerness from the classification tower.
+            quality: "centerness", "iou" or "none": what the extra branch is trained on; it is the
+                same branch for the first two.
+            centerness_on_cls: predict the quality from the classification tower.
+            box_activation: "relu" gives distances in strides, "exp" in pixels.
             use_scale: multiply each level's regression by a learned scalar.
 
         Raises:
-            ValueError: no class, levels of different channels, or channels that GN can't divide.
+            ValueError: no class, levels of different channels, channels that GN can't divide, or
+                an unknown option.
         """
         super().__init__()
         channels = _common_channels(input_shape)
@@ -79,14 +104,28 @@ class FCOSHead(nn.Module):
                 f"GroupNorm has 32 groups, which do not divide {channels} channels: set "
                 "MODEL.FPN.OUT_CHANNELS to a multiple of 32, or MODEL.FCOS.NORM to another norm."
             )
-        self.cls_tower = _tower(channels, num_cls_convs, norm)
-        self.box_tower = _tower(channels, num_box_convs, norm)
+        if box_activation not in BOX_ACTIVATIONS:
+            raise ValueError(
+                f"MODEL.FCOS.BOX_ACTIVATION is {box_activation!r}, not one of {BOX_ACTIVATIONS}."
+            )
+        if quality not in QUALITIES:
+            raise ValueError(f"MODEL.FCOS.QUALITY is {quality!r}, not one of {QUALITIES}.")
+        num_levels = len(input_shape)
+        self.share_tower = _tower(channels, num_shared_convs, norm, num_levels)
+        self.cls_tower = _tower(channels, num_cls_convs, norm, num_levels)
+        self.box_tower = _tower(channels, num_box_convs, norm, num_levels)
         self.cls_score = nn.Conv2d(channels, num_classes, 3, padding=1)
         self.box_pred = nn.Conv2d(channels, 4, 3, padding=1)
-        self.centerness = nn.Conv2d(channels, 1, 3, padding=1)
+        has_quality = quality != "none"
+        self.centerness = nn.Conv2d(channels, 1, 3, padding=1) if has_quality else None
         self.scales = nn.ModuleList(Scale() for _ in input_shape) if use_scale else None
         self.centerness_on_cls = centerness_on_cls
+        self.box_activation = box_activation
+        self.strides = [shape.stride for shape in input_shape]
+        self._initialize(prior_prob)
 
+    def _initialize(self, prior_prob: float) -> None:
+        """Small random weights, and a class bias that makes nearly everything background."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -99,15 +138,18 @@ class FCOSHead(nn.Module):
         return {
             "input_shape": input_shape,
             "num_classes": get_num_classes(cfg),
+            "num_shared_convs": cfg.MODEL.FCOS.NUM_SHARED_CONVS,
             "num_cls_convs": cfg.MODEL.FCOS.NUM_CLS_CONVS,
             "num_box_convs": cfg.MODEL.FCOS.NUM_BOX_CONVS,
             "norm": cfg.MODEL.FCOS.NORM,
             "prior_prob": cfg.MODEL.FCOS.PRIOR_PROB,
+            "quality": cfg.MODEL.FCOS.QUALITY,
             "centerness_on_cls": cfg.MODEL.FCOS.CENTERNESS_ON_CLS,
+            "box_activation": cfg.MODEL.FCOS.BOX_ACTIVATION,
             "use_scale": cfg.MODEL.FCOS.USE_SCALE,
         }
 
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Predict at every location.
 
         Args:
@@ -118,20 +160,28 @@ class FCOSHead(nn.Module):
 
             - logits (N, L, K), before the sigmoid.
             - ltrb (N, L, 4), distances to the left, top, right and bottom side in units of the
-              location's stride, not negative (ReLU).
-            - centerness (N, L), before the sigmoid.
+              location's stride, not negative.
+            - quality (N, L), before the sigmoid; None without that branch.
         """
-        logits, ltrb, centerness = [], [], []
+        logits, ltrb, quality = [], [], []
         for level, feature in enumerate(features):
-            cls_tower = self.cls_tower(feature)
-            box_tower = self.box_tower(feature)
-            regression = self.box_pred(box_tower)
-            if self.scales is not None:
-                regression = self.scales[level](regression)
+            feature = self.share_tower(feature, level)
+            cls_tower = self.cls_tower(feature, level)
+            box_tower = self.box_tower(feature, level)
             logits.append(self.cls_score(cls_tower))
-            ltrb.append(regression.relu())
-            centerness.append(self.centerness(cls_tower if self.centerness_on_cls else box_tower))
-        return _flatten(logits), _flatten(ltrb), _flatten(centerness).squeeze(2)
+            ltrb.append(self._distances(self.box_pred(box_tower), level))
+            if self.centerness is not None:
+                quality.append(self.centerness(cls_tower if self.centerness_on_cls else box_tower))
+        return _flatten(logits), _flatten(ltrb), _flatten(quality).squeeze(2) if quality else None
+
+    def _distances(self, regression: Tensor, level: int) -> Tensor:
+        """Distances in strides, from what the predictor gives for one level."""
+        if self.scales is not None:
+            regression = self.scales[level](regression)
+        if self.box_activation == "relu":
+            return regression.relu()
+        # In half precision the exponential overflows above 11 (fp16), at a box of 60000 pixels.
+        return regression.float().exp() / self.strides[level]
 
 
 def _common_channels(input_shape: list[ShapeSpec]) -> int:

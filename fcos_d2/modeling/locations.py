@@ -15,7 +15,8 @@ class Locations:
         points: (L, 2) float32, (x, y) in input pixels.
         strides: (L,) float32, the stride of each location's level in pixels.
         level_sizes: (height, width) of each level's feature map.
-        level_strides: the stride of each level.
+        level_strides: the stride of each level: the unit of its distances.
+        level_steps: pixels between two rows and between two columns of each level.
         offset: position of a location inside its cell, in strides.
     """
 
@@ -23,6 +24,7 @@ class Locations:
     strides: Tensor
     level_sizes: list[tuple[int, int]]
     level_strides: list[int]
+    level_steps: list[tuple[int, int]]
     offset: float
 
     @property
@@ -36,26 +38,36 @@ def compute_locations(
     level_strides: Sequence[int],
     offset: float = 0.5,
     device: torch.device | str = "cpu",
+    image_size: tuple[int, int] | None = None,
 ) -> Locations:
     """Location (i, j) of a level with stride s is at ((j + offset) s, (i + offset) s).
+
+    With ``image_size`` rows and columns are instead image size // map size apart, as torchvision's
+    ``AnchorGenerator`` has it: 7 cells over 416 pixels, at stride 64, are 59 apart.
 
     Args:
         level_sizes: (height, width) of each feature map, finest first.
         level_strides: stride in pixels of each feature map.
         offset: 0.5 is the centre of a cell (FCOS, section 3.1); torchvision uses 0.
         device: where the tensors live.
+        image_size: (height, width) of the padded batch, or None for steps of a stride.
     """
-    points, strides = [], []
+    points, strides, steps = [], [], []
     for (height, width), stride in zip(level_sizes, level_strides, strict=True):
-        ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
-        xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+        step_y, step_x = stride, stride
+        if image_size is not None:
+            step_y, step_x = image_size[0] // height, image_size[1] // width
+        ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * step_y
+        xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * step_x
         grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
         points.append(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2))
         strides.append(torch.full((height * width,), float(stride), device=device))
+        steps.append((int(step_y), int(step_x)))
     return Locations(
         torch.cat(points),
         torch.cat(strides),
         [(int(h), int(w)) for h, w in level_sizes],
         [int(s) for s in level_strides],
+        steps,
         offset,
     )

@@ -57,18 +57,10 @@ def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
     """
     if kind not in BOX_LOSSES:
         raise ValueError(f"MODEL.FCOS.BOX_LOSS is {kind!r}; it has to be one of {BOX_LOSSES}.")
-    pred_size = pred[:, :2] + pred[:, 2:]  # (P, 2): width, height
-    target_size = target[:, :2] + target[:, 2:]
-    # Both boxes contain the location, so the sides overlap from it in each direction.
-    overlap = torch.minimum(pred, target)
-    hull = torch.maximum(pred, target)
-    overlap_size = overlap[:, :2] + overlap[:, 2:]
-    hull_size = hull[:, :2] + hull[:, 2:]
-    intersection = overlap_size.prod(1)
-    union = pred_size.prod(1) + target_size.prod(1) - intersection
-    iou = intersection / (union + _EPS)
+    iou, union = _iou_and_union(pred, target)
     if kind == "iou":
         return -iou.clamp(min=_EPS).log()
+    hull_size = _size(torch.maximum(pred, target))
     if kind == "giou":
         hull_area = hull_size.prod(1)
         return 1 - iou + (hull_area - union) / (hull_area + _EPS)
@@ -78,6 +70,7 @@ def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
     loss = 1 - iou + distance
     if kind == "diou":
         return loss
+    pred_size, target_size = _size(pred), _size(target)
     angle = torch.atan(target_size[:, 0] / target_size[:, 1]) - torch.atan(
         pred_size[:, 0] / (pred_size[:, 1] + _EPS)
     )
@@ -85,6 +78,27 @@ def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
     with torch.no_grad():  # the paper treats the trade-off as a constant
         trade_off = v / (1 - iou + v + _EPS)
     return loss + trade_off * v
+
+
+def _size(ltrb: Tensor) -> Tensor:
+    """Width and height (P, 2) of boxes (P, 4)."""
+    return ltrb[:, :2] + ltrb[:, 2:]
+
+
+def _iou_and_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    # Both boxes contain the location, so the sides overlap from it in each direction.
+    intersection = _size(torch.minimum(pred, target)).prod(1)
+    union = _size(pred).prod(1) + _size(target).prod(1) - intersection
+    return intersection / (union + _EPS), union
+
+
+def iou_targets(pred: Tensor, target: Tensor) -> Tensor:
+    """IoU (P,) of predicted boxes with their targets, both (P, 4), without a gradient.
+
+    The plain ratio of the areas: AdelaiDet adds 1 to both, in strides, which favours small boxes.
+    """
+    with torch.no_grad():
+        return _iou_and_union(pred, target)[0]
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:
@@ -98,8 +112,8 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
         return (near / far).prod(1).sqrt()
 
 
-def centerness_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy of centerness, summed: logits (P,), targets (P,) in [0, 1]."""
+def quality_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy of the quality, summed: logits (P,), targets (P,) in [0, 1]."""
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
@@ -114,26 +128,27 @@ class FCOSLosses(NamedTuple):
     Attributes:
         loss_cls: focal loss.
         loss_box: loss of the boxes.
-        loss_ctr: BCE of the centerness.
+        loss_quality: BCE of the quality; None without that branch.
         num_pos: number of positive locations on this rank.
-        ctr_excess: ``loss_ctr`` less the entropy of its targets, the part that can reach 0.
+        quality_excess: ``loss_quality`` less the entropy of its targets, the part that can reach 0.
     """
 
     loss_cls: Tensor
     loss_box: Tensor
-    loss_ctr: Tensor
+    loss_quality: Tensor | None
     num_pos: Tensor
-    ctr_excess: Tensor
+    quality_excess: Tensor | None
 
 
 def fcos_losses(
     logits: Tensor,
     ltrb: Tensor,
-    centerness: Tensor,
+    quality: Tensor | None,
     labels: Tensor,
     positive: Tensor,
     target_ltrb: Tensor,
     *,
+    quality_kind: str = "centerness",
     box_loss_kind: str = "giou",
     box_loss_weight: str = "none",
     alpha: float = 0.25,
@@ -141,17 +156,19 @@ def fcos_losses(
 ) -> FCOSLosses:
     """Sum the losses of a batch (FCOS, equation 2), in float32 or better whatever autocast says.
 
-    Each is divided by the number of positives averaged over all ranks, floor 1. With
-    ``box_loss_weight="centerness"`` each box is weighted by its centerness target and the sum
-    divided by the sum of the weights averaged over all ranks.
+    Each is divided by the number of positives of all ranks, at least 1, and multiplied by the
+    number of ranks: DistributedDataParallel averages gradients over ranks, and so gives those of
+    one process with the whole batch. With ``box_loss_weight="centerness"`` each box is weighted by
+    its centerness target and the sum divided by the sum of the weights, likewise over all ranks.
 
     Args:
         logits: (R, K), R being all locations of all images.
         ltrb: (R, 4) predicted distances in strides.
-        centerness: (R,) logits.
+        quality: (R,) logits; None without that branch.
         labels: (R,) int64: class, K for background, -1 for ignored.
         positive: (P,) rows of the positives.
         target_ltrb: (P, 4) target distances in strides of those rows.
+        quality_kind: what the quality is trained on, "centerness" or "iou".
         box_loss_kind: see :func:`box_loss`.
         box_loss_weight: "none" or "centerness".
         alpha: see :func:`sigmoid_focal_loss`.
@@ -159,31 +176,36 @@ def fcos_losses(
     """
     num_pos = torch.as_tensor(float(len(positive)), device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        ctr_targets = centerness_targets(_at_least_float32(target_ltrb))
-        box_losses = box_loss(
-            _at_least_float32(ltrb[positive]), _at_least_float32(target_ltrb), box_loss_kind
-        )
-        num_pos_mean, weight_mean = _mean_over_ranks(
+        target_ltrb = _at_least_float32(target_ltrb)
+        pred_ltrb = _at_least_float32(ltrb[positive])
+        ctr_targets = centerness_targets(target_ltrb)
+        total_pos, total_weight = _sum_over_ranks(
             torch.stack((num_pos, ctr_targets.sum().float()))
         ).unbind()
-        normalizer = num_pos_mean.clamp(min=1.0)
+        # The floor is on the total: floored on each rank's share, two ranks without a positive
+        # would have half the gradient that one process has.
+        normalizer = total_pos.clamp(min=1.0) / comm.get_world_size()
         loss_cls = sigmoid_focal_loss(_at_least_float32(logits), labels, alpha, gamma) / normalizer
-        loss_ctr = (
-            centerness_loss(_at_least_float32(centerness[positive]), ctr_targets) / normalizer
-        )
+        box_losses = box_loss(pred_ltrb, target_ltrb, box_loss_kind)
         if box_loss_weight == "centerness":
-            loss_box = (box_losses * ctr_targets).sum() / weight_mean.clamp(min=_EPS)
+            mean_weight = total_weight.clamp(min=_EPS) / comm.get_world_size()
+            loss_box = (box_losses * ctr_targets).sum() / mean_weight
         else:
             loss_box = box_losses.sum() / normalizer
-        ctr_excess = loss_ctr.detach() - binary_entropy(ctr_targets).sum() / normalizer
-    return FCOSLosses(loss_cls, loss_box, loss_ctr, num_pos, ctr_excess)
+        if quality is None:
+            return FCOSLosses(loss_cls, loss_box, None, num_pos, None)
+        targets = (
+            ctr_targets if quality_kind == "centerness" else iou_targets(pred_ltrb, target_ltrb)
+        )
+        loss_quality = quality_loss(_at_least_float32(quality[positive]), targets) / normalizer
+        excess = loss_quality.detach() - binary_entropy(targets).sum() / normalizer
+    return FCOSLosses(loss_cls, loss_box, loss_quality, num_pos, excess)
 
 
-def _mean_over_ranks(values: Tensor) -> Tensor:
+def _sum_over_ranks(values: Tensor) -> Tensor:
     if comm.get_world_size() > 1:
         values = values.clone()
         torch.distributed.all_reduce(values)
-        values = values / comm.get_world_size()
     return values
 
 

@@ -46,12 +46,20 @@ class CenterSamplingMatcher:
     range, both ends included. Of several boxes the smallest exact area wins, of equal areas the
     earlier box. An ignored box claims only what no other box does.
 
-    With a radius, a box can claim at most ceil(2 radius)^2 locations of a level, so just those are
-    tested: time and memory grow with the boxes, not with boxes times locations.
+    With a radius, a box can claim at most ceil(2 radius)^2 locations of a level (that are a stride
+    apart), so just those are tested: time and memory grow with the boxes, not with boxes times
+    locations.
     """
 
     @configurable
-    def __init__(self, *, num_classes: int, radius: float, sizes_of_interest: Sequence[float]):
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        radius: float,
+        sizes_of_interest: Sequence[float],
+        class_agnostic: bool = False,
+    ):
         """Fix the rule.
 
         Args:
@@ -59,6 +67,7 @@ class CenterSamplingMatcher:
             radius: half-side of the central square in strides; 0 or less takes the whole box.
             sizes_of_interest: increasing bounds in pixels between the levels' ranges of
                 max(l, t, r, b). The first range starts at 0, the last has no end.
+            class_agnostic: every box is of class 0.
 
         Raises:
             ValueError: the bounds do not increase.
@@ -70,6 +79,7 @@ class CenterSamplingMatcher:
                 f"{list(sizes_of_interest)}."
             )
         self.num_classes = num_classes
+        self.class_agnostic = class_agnostic
         self.radius = float(radius)
         self.ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
 
@@ -80,6 +90,7 @@ class CenterSamplingMatcher:
             "num_classes": get_num_classes(cfg),
             "radius": cfg.MODEL.FCOS.CENTER_SAMPLING_RADIUS,
             "sizes_of_interest": cfg.MODEL.FCOS.SIZES_OF_INTEREST,
+            "class_agnostic": cfg.MODEL.FCOS.CLASS_AGNOSTIC,
         }
 
     @torch.no_grad()
@@ -95,16 +106,22 @@ class CenterSamplingMatcher:
         num_images, num_locations = len(gt_instances), len(locations.points)
         gt_boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).to(device).float()
         gt_classes = torch.cat([x.gt_classes for x in gt_instances]).to(device)
+        if self.class_agnostic:
+            gt_classes = torch.zeros_like(gt_classes)
         gt_ignore = torch.cat([_ignore_flags(x) for x in gt_instances]).to(device)
         boxes, order = _rank_boxes(gt_boxes, gt_ignore, [len(x) for x in gt_instances])
 
         # The best rank at each location; num_boxes where no box claims it.
         best = torch.full((num_images * num_locations,), len(order), device=device)
         start = 0
-        for (height, width), stride, bounds in zip(
-            locations.level_sizes, locations.level_strides, self.ranges, strict=True
+        for (height, width), stride, step, bounds in zip(
+            locations.level_sizes,
+            locations.level_strides,
+            locations.level_steps,
+            self.ranges,
+            strict=True,
         ):
-            grid = _Grid(height, width, stride, locations.offset, start, num_locations)
+            grid = _Grid(height, width, stride, *step, locations.offset, start, num_locations)
             for flat, rank in self._claims(boxes, grid, bounds):
                 best.scatter_reduce_(0, flat, rank, "amin")
             start += height * width
@@ -124,11 +141,11 @@ class CenterSamplingMatcher:
         """
         if not len(boxes.rank):
             return
-        half_side = self.radius * grid.stride if self.radius > 0 else math.inf
         if self.radius > 0:
-            first = (boxes.center / grid.stride - grid.offset - self.radius).floor().long() + 1
-            columns = _window(first[:, 0], math.ceil(2 * self.radius), grid.width)
-            rows = _window(first[:, 1], math.ceil(2 * self.radius), grid.height)
+            half_side = self.radius * grid.stride
+            x, y = boxes.center.unbind(1)
+            columns = _window(x, half_side, grid.step_x, grid.offset, grid.width)
+            rows = _window(y, half_side, grid.step_y, grid.offset, grid.height)
             yield _test_claims(boxes, grid, columns, rows, bounds, half_side)
             return
         # Whole boxes: a box can claim a whole level, so the rows of the map go in chunks that
@@ -139,12 +156,16 @@ class CenterSamplingMatcher:
         for row in range(0, grid.height, step):
             rows = torch.arange(row, min(row + step, grid.height), device=columns.device)
             rows = rows.expand(len(boxes.rank), -1)
-            yield _test_claims(boxes, grid, columns, rows, bounds, half_side)
+            yield _test_claims(boxes, grid, columns, rows, bounds, math.inf)
 
 
-def _window(first: Tensor, side: int, limit: int) -> Tensor:
-    """``side`` cells from ``first`` (M,) on, moved into 0..limit - 1: (M, min(side, limit))."""
-    side = min(side, limit)
+def _window(center: Tensor, half_side: float, step: int, offset: float, limit: int) -> Tensor:
+    """Indices (M, C) of the rows or columns that can be within ``half_side`` of ``center`` (M,).
+
+    All of them are in 0..limit - 1; some may be too far away.
+    """
+    first = ((center - half_side) / step - offset).floor().long() + 1
+    side = min(math.ceil(2 * half_side / step), limit)
     return first.clamp(0, limit - side)[:, None] + torch.arange(side, device=first.device)
 
 
@@ -158,6 +179,8 @@ class _Grid(NamedTuple):
     height: int
     width: int
     stride: int
+    step_y: int
+    step_x: int
     offset: float
     start: int  # index of the level's first location
     num_locations: int  # of all levels
@@ -176,8 +199,8 @@ def _test_claims(
     The conditions separate into x and y, all but the range: max(l, t, r, b) is the larger of
     max(l, r) and max(t, b).
     """
-    x = (columns.double() + grid.offset) * grid.stride
-    y = (rows.double() + grid.offset) * grid.stride
+    x = (columns.double() + grid.offset) * grid.step_x
+    y = (rows.double() + grid.offset) * grid.step_y
     x0, y0, x1, y1 = boxes.xyxy[:, :, None].unbind(1)  # each (M, 1)
     center_x, center_y = boxes.center[:, :, None].unbind(1)
     x_inside = (x > x0) & (x < x1) & ((x - center_x).abs() < half_side)

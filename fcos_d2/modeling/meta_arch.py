@@ -49,6 +49,11 @@ class FCOS(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         """Map ``cfg.MODEL`` to the constructor's arguments."""
+        if cfg.MODEL.FCOS.CLASS_AGNOSTIC:
+            raise ValueError(
+                "MODEL.FCOS.CLASS_AGNOSTIC is for proposals: with MODEL.META_ARCHITECTURE FCOS "
+                "every detection would be of class 0."
+            )
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,
@@ -74,22 +79,23 @@ class FCOS(nn.Module):
                 ``gt_ignore``.
 
         Returns:
-            In training ``{"loss_cls", "loss_box", "loss_ctr"}``; otherwise for each image
-            ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and ``pred_classes`` at
-            the output's size.
+            In training the losses (:meth:`FCOSProposalGenerator.losses`); otherwise for each
+            image ``{"instances": Instances}`` with ``pred_boxes``, ``scores`` and
+            ``pred_classes`` at the output's size.
 
         Raises:
             ValueError: training without ``instances``, or with a class that the head lacks.
         """
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        predictions = self.proposal_generator.predict(images, features)
         if self.training:
             gt_instances = self._ground_truth(batched_inputs)
-            _, losses = self.proposal_generator(images, features, gt_instances)
             if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-                self._visualize_training(batched_inputs, images, features)
-            return losses
-        detections, _ = self.proposal_generator(images, features, None)
+                detections = self.proposal_generator.detect(predictions, images.image_sizes)
+                _visualize_training(batched_inputs[0], detections[0], self.input_format)
+            return self.proposal_generator.losses(predictions, gt_instances)
+        detections = self.proposal_generator.detect(predictions, images.image_sizes)
         return [
             {"instances": detector_postprocess(x, *_output_size(inputs, x.image_size))}
             for x, inputs in zip(detections, batched_inputs, strict=True)
@@ -118,25 +124,19 @@ class FCOS(nn.Module):
                 )
         return [x["instances"].to(self.device) for x in batched_inputs]
 
-    @torch.no_grad()
-    def _visualize_training(
-        self, batched_inputs: list[dict], images: ImageList, features: dict[str, Tensor]
-    ) -> None:
-        """Put the batch's first image, predictions left and ground truth right, into events."""
-        self.proposal_generator.eval()
-        detections, _ = self.proposal_generator(images, features, None)
-        self.proposal_generator.train()
-        inputs = batched_inputs[0]
-        image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), self.input_format)
-        best = detections[0].pred_boxes.tensor[:20].cpu().numpy()
-        truth = inputs["instances"].gt_boxes.tensor.cpu().numpy()
-        pictures = [
-            Visualizer(image).overlay_instances(boxes=boxes).get_image() for boxes in (best, truth)
-        ]
-        get_event_storage().put_image(
-            "Left: best 20 predictions; right: ground truth",
-            np.concatenate(pictures, axis=1).transpose(2, 0, 1),
-        )
+
+def _visualize_training(inputs: dict, detections: Instances, input_format: str) -> None:
+    """Put an image, predictions left and ground truth right, into events."""
+    image = convert_image_to_rgb(inputs["image"].permute(1, 2, 0), input_format)
+    best = detections.pred_boxes.tensor[:20].cpu().numpy()
+    truth = inputs["instances"].gt_boxes.tensor.cpu().numpy()
+    pictures = [
+        Visualizer(image).overlay_instances(boxes=boxes).get_image() for boxes in (best, truth)
+    ]
+    get_event_storage().put_image(
+        "Left: best 20 predictions; right: ground truth",
+        np.concatenate(pictures, axis=1).transpose(2, 0, 1),
+    )
 
 
 def _output_size(inputs: dict, image_size: tuple[int, int]) -> tuple[int, int]:

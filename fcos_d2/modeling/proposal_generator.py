@@ -1,5 +1,7 @@
 """The ROI-free proposal head: locations, head, matcher, losses and decoder put together."""
 
+from typing import NamedTuple
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -11,16 +13,33 @@ from torch import Tensor, nn
 from .decoder import FCOSDecoder, encode_boxes
 from .head import FCOSHead
 from .locations import Locations, compute_locations
-from .losses import BOX_LOSSES, FCOSLosses, fcos_losses
+from .losses import BOX_LOSSES, fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
+
+
+class Predictions(NamedTuple):
+    """What the head says at the L locations of N images.
+
+    Attributes:
+        locations: the grid.
+        logits: (N, L, K).
+        ltrb: (N, L, 4), distances in strides.
+        quality: (N, L) logits, or None.
+    """
+
+    locations: Locations
+    logits: Tensor
+    ltrb: Tensor
+    quality: Tensor | None
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class FCOSProposalGenerator(nn.Module):
-    """FCOS on any backbone's feature maps, under Detectron2's proposal generator interface.
+    """FCOS on any backbone's feature maps.
 
-    It differs from an RPN in what it returns: detections (``pred_boxes``, ``scores``,
-    ``pred_classes``), which need no ROI head.
+    Called as a module it is a region proposal network under Detectron2's interface, for
+    ``GeneralizedRCNN`` and ``ProposalNetwork``. :class:`FCOS` needs no second stage and takes
+    the detections themselves: :meth:`predict`, then :meth:`losses` or :meth:`detect`.
     """
 
     @configurable
@@ -32,7 +51,11 @@ class FCOSProposalGenerator(nn.Module):
         head: nn.Module,
         matcher: CenterSamplingMatcher,
         decoder: FCOSDecoder,
+        proposal_decoders: tuple[FCOSDecoder, FCOSDecoder] | None = None,
+        proposal_loss_weight: float = 1.0,
         location_offset: float = 0.5,
+        location_step: str = "stride",
+        quality: str = "centerness",
         box_loss: str = "giou",
         box_loss_weight: str = "none",
         focal_loss_alpha: float = 0.25,
@@ -46,35 +69,37 @@ class FCOSProposalGenerator(nn.Module):
             head: see :class:`FCOSHead` for its interface.
             matcher: ground truth to locations.
             decoder: predictions to detections.
+            proposal_decoders: predictions to proposals, in training and in testing; needed where
+                the module is called as a proposal generator.
+            proposal_loss_weight: weight of the losses there.
             location_offset: position of a location in its cell, in strides.
+            location_step: "stride" or "image", see :func:`compute_locations`.
+            quality: what the head's extra branch is trained on: "centerness", "iou" or "none".
             box_loss: "giou", "iou", "diou" or "ciou".
             box_loss_weight: "none" or "centerness".
             focal_loss_alpha: weight of the positive class.
             focal_loss_gamma: exponent of the focal loss.
 
         Raises:
-            ValueError: an unknown option, or not one range of sizes for each level.
+            ValueError: an unknown option, feature maps that are not finest first, or not one
+                range of sizes for each of them.
         """
         super().__init__()
-        if box_loss not in BOX_LOSSES:
-            raise ValueError(f"MODEL.FCOS.BOX_LOSS is {box_loss!r}, not one of {BOX_LOSSES}.")
-        if box_loss_weight not in ("none", "centerness"):
-            raise ValueError(
-                f"MODEL.FCOS.BOX_LOSS_WEIGHT is {box_loss_weight!r}, not 'none' or 'centerness'."
-            )
-        if len(matcher.ranges) != len(in_features):
-            raise ValueError(
-                f"{len(in_features)} feature maps (MODEL.FCOS.IN_FEATURES {in_features}) need "
-                f"{len(in_features) - 1} bounds in MODEL.FCOS.SIZES_OF_INTEREST, got "
-                f"{len(matcher.ranges) - 1}."
-            )
+        _check_option("BOX_LOSS", box_loss, BOX_LOSSES)
+        _check_option("BOX_LOSS_WEIGHT", box_loss_weight, ("none", "centerness"))
+        _check_option("LOCATION_STEP", location_step, ("stride", "image"))
+        _check_levels(in_features, strides, len(matcher.ranges))
         self.in_features = in_features
         self.strides = strides
         self.head = head
         self.matcher = matcher
         self.decoder = decoder
+        self.proposal_decoders = proposal_decoders
+        self.proposal_loss_weight = proposal_loss_weight
         self.location_offset = location_offset
+        self.location_step = location_step
         self.loss_options = {
+            "quality_kind": quality,
             "box_loss_kind": box_loss,
             "box_loss_weight": box_loss_weight,
             "alpha": focal_loss_alpha,
@@ -83,7 +108,7 @@ class FCOSProposalGenerator(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Map ``cfg.MODEL.FCOS`` to the constructor's arguments."""
+        """Map ``cfg.MODEL.FCOS``, and for proposals ``cfg.MODEL.RPN``, to the arguments."""
         in_features = list(cfg.MODEL.FCOS.IN_FEATURES)
         missing = [name for name in in_features if name not in input_shape]
         if missing:
@@ -97,7 +122,14 @@ class FCOSProposalGenerator(nn.Module):
             "head": FCOSHead(cfg, shapes),
             "matcher": CenterSamplingMatcher(cfg),
             "decoder": FCOSDecoder(cfg),
+            "proposal_decoders": (
+                _proposal_decoder(cfg, "TRAIN"),
+                _proposal_decoder(cfg, "TEST"),
+            ),
+            "proposal_loss_weight": cfg.MODEL.RPN.LOSS_WEIGHT,
             "location_offset": cfg.MODEL.FCOS.LOCATION_OFFSET,
+            "location_step": cfg.MODEL.FCOS.LOCATION_STEP,
+            "quality": cfg.MODEL.FCOS.QUALITY,
             "box_loss": cfg.MODEL.FCOS.BOX_LOSS,
             "box_loss_weight": cfg.MODEL.FCOS.BOX_LOSS_WEIGHT,
             "focal_loss_alpha": cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA,
@@ -110,46 +142,82 @@ class FCOSProposalGenerator(nn.Module):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """Detect, or compute the losses.
+        """Propose regions, as Detectron2's ``RPN`` does.
 
         Args:
             images: the batch of N images.
             features: feature maps by name, each (N, C, H_l, W_l).
-            gt_instances: in training, for each image ``gt_boxes``, ``gt_classes`` and,
-                optionally, ``gt_ignore``.
+            gt_instances: in training, see :meth:`losses`.
 
         Returns:
-            In training no detections and ``loss_cls``, ``loss_box``, ``loss_ctr``; otherwise the
-            detections of each image (see :class:`FCOSDecoder`) and no losses.
+            The proposals of each image, see :meth:`propose`; and in training the losses, under
+            names that the losses of ROI heads don't have (``loss_fcos_cls``, ...).
         """
-        maps = [features[name] for name in self.in_features]
-        logits, ltrb, centerness = self.head(maps)
-        locations = compute_locations(
-            [x.shape[-2:] for x in maps], self.strides, self.location_offset, logits.device
-        )
+        predictions = self.predict(images, features)
+        losses = {}
         if self.training:
             if gt_instances is None:
                 raise ValueError("Training needs ground truth: 'instances' in each input.")
-            return [], self.losses(locations, logits, ltrb, centerness, gt_instances)
-        return self.decoder(locations, logits, ltrb, centerness, images.image_sizes), {}
+            losses = {
+                name.replace("loss_", "loss_fcos_"): loss * self.proposal_loss_weight
+                for name, loss in self.losses(predictions, gt_instances).items()
+            }
+        return self.propose(predictions, images.image_sizes), losses
 
-    def losses(
-        self,
-        locations: Locations,
-        logits: Tensor,
-        ltrb: Tensor,
-        centerness: Tensor,
-        gt_instances: list[Instances],
-    ) -> dict[str, Tensor]:
-        """Match the ground truth, return the three losses and log what explains them.
+    def predict(self, images: ImageList, features: dict[str, Tensor]) -> Predictions:
+        """Run the head on the feature maps of N images."""
+        maps = [features[name] for name in self.in_features]
+        logits, ltrb, quality = self.head(maps)
+        locations = compute_locations(
+            [x.shape[-2:] for x in maps],
+            self.strides,
+            self.location_offset,
+            logits.device,
+            image_size=images.tensor.shape[-2:] if self.location_step == "image" else None,
+        )
+        return Predictions(locations, logits, ltrb, quality)
+
+    def detect(
+        self, predictions: Predictions, image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """Decode detections, see :class:`FCOSDecoder`."""
+        return self.decoder(*predictions, image_sizes)
+
+    @torch.no_grad()
+    def propose(
+        self, predictions: Predictions, image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
+        """Decode proposals: each location's best class, then NMS that knows no class.
+
+        Returns:
+            For each image ``proposal_boxes`` (XYXY pixels of the network's input, clipped to it)
+            and ``objectness_logits``, the score before a sigmoid, best first.
+        """
+        if self.proposal_decoders is None:
+            raise ValueError("This FCOSProposalGenerator was built without proposal_decoders.")
+        decoder = self.proposal_decoders[0 if self.training else 1]
+        best_class = predictions._replace(logits=predictions.logits.amax(dim=2, keepdim=True))
+        return [
+            Instances(
+                x.image_size,
+                proposal_boxes=x.pred_boxes,
+                objectness_logits=torch.logit(x.scores, eps=1e-6),
+            )
+            for x in decoder(*best_class, image_sizes)
+        ]
+
+    def losses(self, predictions: Predictions, gt_instances: list[Instances]) -> dict[str, Tensor]:
+        """Match the ground truth, return the losses and log what explains them.
 
         Args:
-            locations: the grid of L locations.
-            logits: (N, L, K).
-            ltrb: (N, L, 4).
-            centerness: (N, L).
-            gt_instances: see :meth:`forward`.
+            predictions: of N images.
+            gt_instances: for each image ``gt_boxes``, ``gt_classes`` and, optionally,
+                ``gt_ignore``.
+
+        Returns:
+            ``loss_cls``, ``loss_box`` and, by the kind of quality, ``loss_ctr`` or ``loss_iou``.
         """
+        locations, logits, ltrb, quality = predictions
         matches = self.matcher(locations, gt_instances)
         labels = matches.labels.flatten()
         positive = ((labels >= 0) & (labels < logits.shape[2])).nonzero().squeeze(1)
@@ -162,33 +230,68 @@ class FCOSProposalGenerator(nn.Module):
         losses = fcos_losses(
             logits.flatten(0, 1),
             ltrb.flatten(0, 1),
-            centerness.flatten(),
+            None if quality is None else quality.flatten(),
             labels,
             positive,
             target_ltrb,
             **self.loss_options,
         )
-        _log(losses, matches)
-        return {
-            "loss_cls": losses.loss_cls,
-            "loss_box": losses.loss_box,
-            "loss_ctr": losses.loss_ctr,
-        }
+        result = {"loss_cls": losses.loss_cls, "loss_box": losses.loss_box}
+        metrics = {"num_pos": losses.num_pos}
+        if losses.loss_quality is not None:
+            name = "loss_ctr" if self.loss_options["quality_kind"] == "centerness" else "loss_iou"
+            result[name] = losses.loss_quality
+            metrics[f"{name}_excess"] = losses.quality_excess
+        _log(metrics, matches)
+        return result
 
 
-def _log(losses: FCOSLosses, matches: Matches) -> None:
-    """Put this rank's num_pos, gt_covered and loss_ctr_excess into the event storage."""
+def _proposal_decoder(cfg, stage: str) -> FCOSDecoder:
+    """Limits of proposals under Detectron2's names; ``stage`` is "TRAIN" or "TEST"."""
+    return FCOSDecoder(
+        score=cfg.MODEL.FCOS.SCORE,
+        score_thresh=0.0,
+        topk_candidates=cfg.MODEL.RPN[f"PRE_NMS_TOPK_{stage}"],
+        nms_thresh=cfg.MODEL.RPN.NMS_THRESH,
+        max_detections=cfg.MODEL.RPN[f"POST_NMS_TOPK_{stage}"],
+        min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+    )
+
+
+def _check_option(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
+
+
+def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -> None:
+    levels = dict(zip(in_features, strides, strict=True))
+    if not levels or sorted(set(strides)) != list(strides):
+        raise ValueError(
+            "MODEL.FCOS.IN_FEATURES has to name feature maps of increasing stride, finest first; "
+            f"got {levels}."
+        )
+    if num_ranges != len(strides):
+        usual = [8 * stride for stride in strides[:-1]]
+        raise ValueError(
+            f"{len(strides)} feature maps (MODEL.FCOS.IN_FEATURES, strides {levels}) need "
+            f"{len(strides) - 1} bounds in MODEL.FCOS.SIZES_OF_INTEREST, got {num_ranges - 1}. "
+            f"8 strides are usual: {usual}."
+        )
+
+
+def _log(metrics: dict[str, Tensor], matches: Matches) -> None:
+    """Put this rank's metrics and gt_covered into the event storage."""
     # Row -1, the background, is the extra one at the end.
     covered = matches.gt_ignore.new_zeros(len(matches.gt_boxes) + 1)
     covered[matches.gt_inds.flatten()] = True
     wanted = ~matches.gt_ignore
-    num_covered = (covered[:-1] & wanted).sum()
     # One transfer to the host for all of them.
-    num_pos, excess, num_covered, num_wanted = torch.stack(
-        [x.float() for x in (losses.num_pos, losses.ctr_excess, num_covered, wanted.sum())]
+    counts = [(covered[:-1] & wanted).sum(), wanted.sum()]
+    *values, num_covered, num_wanted = torch.stack(
+        [x.float() for x in (*metrics.values(), *counts)]
     ).tolist()
     storage = get_event_storage()
-    storage.put_scalar("fcos/num_pos", num_pos)
-    storage.put_scalar("fcos/loss_ctr_excess", excess)
+    for name, value in zip(metrics, values, strict=True):
+        storage.put_scalar(f"fcos/{name}", value)
     if num_wanted:
         storage.put_scalar("fcos/gt_covered", num_covered / num_wanted)

@@ -18,7 +18,22 @@ def make_locations(height, width):
     return compute_locations(sizes, STRIDES)
 
 
-def reference_decode(locations, logits, ltrb, centerness, size, *, thresh, topk, nms_thresh, best):
+def reference_decode(
+    locations,
+    logits,
+    ltrb,
+    centerness,
+    size,
+    *,
+    thresh,
+    topk,
+    nms_thresh,
+    best,
+    report="sqrt",
+    thresh_on="score",
+    topk_on="score",
+    clip_first=True,
+):
     """One image, level by level and class by class, straight from the definition."""
     num_classes = logits.shape[1]
     candidates = []
@@ -27,23 +42,21 @@ def reference_decode(locations, logits, ltrb, centerness, size, *, thresh, topk,
         level = []
         for place in range(start, start + length):
             for label in range(num_classes):
-                cls = torch.sigmoid(logits[place, label])
-                score = torch.sqrt(cls * torch.sigmoid(centerness[place])).item()
-                if score > thresh:
-                    level.append((score, place, label))
+                cls = torch.sigmoid(logits[place, label]).item()
+                product = cls * torch.sigmoid(centerness[place]).item()
+                score = product**0.5 if report == "sqrt" else product
+                if (score if thresh_on == "score" else cls) > thresh:
+                    level.append((score if topk_on == "score" else cls, score, place, label))
         candidates += sorted(level, key=lambda c: -c[0])[:topk]
         start += length
     rows = []
-    for score, place, label in candidates:
+    for _, score, place, label in candidates:
         x, y = locations.points[place].tolist()
         sides = (ltrb[place] * locations.strides[place]).tolist()
-        box = [
-            min(max(x - sides[0], 0), size[1]),
-            min(max(y - sides[1], 0), size[0]),
-            min(max(x + sides[2], 0), size[1]),
-            min(max(y + sides[3], 0), size[0]),
-        ]
-        if box[2] > box[0] and box[3] > box[1]:
+        box = [x - sides[0], y - sides[1], x + sides[2], y + sides[3]]
+        if clip_first:
+            box = clip(box, size)
+        if not clip_first or (box[2] > box[0] and box[3] > box[1]):
             rows.append([*box, score, label])
     rows = torch.tensor(rows).reshape(-1, 6)
     kept = []
@@ -51,7 +64,15 @@ def reference_decode(locations, logits, ltrb, centerness, size, *, thresh, topk,
         own = rows[rows[:, 5] == label]
         kept.append(own[nms(own[:, :4], own[:, 4], nms_thresh)])
     kept = torch.cat(kept)
-    return kept[kept[:, 4].argsort(descending=True, stable=True)][:best]
+    kept = kept[kept[:, 4].argsort(descending=True, stable=True)][:best]
+    clipped = torch.tensor([[*clip(row[:4], size), *row[4:]] for row in kept.tolist()])
+    clipped = clipped.reshape(-1, 6)
+    return clipped[(clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])]
+
+
+def clip(box, size):
+    height, width = size
+    return [min(max(v, 0), limit) for v, limit in zip(box, (width, height) * 2, strict=True)]
 
 
 def rows_of(instances):
@@ -97,6 +118,93 @@ def test_equals_the_plain_version(num_classes, thresh, topk, best):
         )
         assert results[index].image_size == size
         torch.testing.assert_close(rows_of(results[index]), expected, rtol=1e-5, atol=1e-4)
+
+
+# The rules of torchvision, Detectron2, AdelaiDet and mmdet, and one more.
+RULES = {
+    "torchvision": ("sqrt", "score", "score", True),
+    "Detectron2": ("sqrt", "score", "score", False),
+    "AdelaiDet": ("sqrt", "cls", "score", False),
+    "mmdet": ("product", "cls", "cls", True),
+    "other": ("product", "score", "cls", True),
+}
+
+
+def random_predictions():
+    """One image of 90 x 120 padded to 100 x 132, 3 classes."""
+    generator = torch.Generator().manual_seed(3)
+    locations = make_locations(100, 132)
+    count = len(locations.points)
+    logits = 2 * torch.randn(1, count, 3, generator=generator) - 3
+    quality = 2 * torch.randn(1, count, generator=generator)
+    return locations, logits, 4 * torch.rand(1, count, 4, generator=generator), quality, [(90, 120)]
+
+
+def decode_by_rule(name):
+    """Few enough candidates a level are kept, 30, that what they are ranked by matters."""
+    report, thresh_on, topk_on, clip_first = RULES[name]
+    decoder = FCOSDecoder(
+        score=report,
+        score_thresh=0.5,
+        score_thresh_on=thresh_on,
+        topk_candidates=30,
+        topk_on=topk_on,
+        nms_thresh=0.5,
+        max_detections=100,
+        clip_before_nms=clip_first,
+    )
+    return rows_of(decoder(*random_predictions())[0])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_score_rules_equal_the_plain_version(name):
+    report, thresh_on, topk_on, clip_first = RULES[name]
+    locations, logits, ltrb, quality, (size,) = random_predictions()
+    expected = reference_decode(
+        locations,
+        logits[0],
+        ltrb[0],
+        quality[0],
+        size,
+        thresh=0.5,
+        topk=30,
+        nms_thresh=0.5,
+        best=100,
+        report=report,
+        thresh_on=thresh_on,
+        topk_on=topk_on,
+        clip_first=clip_first,
+    )
+    assert len(expected) > 10
+    torch.testing.assert_close(decode_by_rule(name), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_score_rules_differ():
+    """The rules keep different detections, so the test above can tell them apart."""
+    found = {tuple(decode_by_rule(name).flatten().tolist()) for name in RULES}
+    assert len(found) == len(RULES)
+
+
+def test_without_quality_the_score_is_the_class_probability():
+    locations = compute_locations([(1, 1)], [8])
+    logits = torch.tensor(0.3).logit().view(1, 1, 1)
+    (result,) = FCOSDecoder()(locations, logits, torch.full((1, 1, 4), 0.4), None, [(8, 8)])
+    assert result.scores.tolist() == pytest.approx([0.3], abs=1e-6)
+
+
+def test_numbers_that_are_not_finite_are_no_candidates():
+    locations = compute_locations([(1, 3)], [8])
+    logits = torch.tensor([math.nan, 3.0, 3.0]).view(1, 3, 1)
+    quality = torch.tensor([[3.0, math.nan, 3.0]])
+    (result,) = FCOSDecoder()(locations, logits, torch.full((1, 3, 4), 0.4), quality, [(8, 24)])
+    assert len(result) == 1
+    assert result.pred_boxes.get_centers().tolist() == [[20, 4]]
+
+
+def test_options_that_are_not_known():
+    for key in ("score", "score_thresh_on", "topk_on"):
+        with pytest.raises(ValueError, match=f"MODEL.FCOS.{key.upper()} is 'x'"):
+            FCOSDecoder(**{key: "x"})
 
 
 def test_perfect_predictions_give_back_every_covered_box():

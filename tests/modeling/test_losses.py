@@ -12,9 +12,10 @@ from fcos_d2.modeling.losses import (
     BOX_LOSSES,
     binary_entropy,
     box_loss,
-    centerness_loss,
     centerness_targets,
     fcos_losses,
+    iou_targets,
+    quality_loss,
     sigmoid_focal_loss,
 )
 
@@ -186,7 +187,7 @@ def test_gradcheck_of_focal_and_centerness():
     labels = torch.tensor([0, 1, 2, 3, 3, -1, 0])
     assert gradcheck(lambda x: sigmoid_focal_loss(x, labels), logits)
     targets = torch.rand(7, dtype=torch.float64)
-    assert gradcheck(lambda x: centerness_loss(x, targets), logits[:, 0].detach().requires_grad_())
+    assert gradcheck(lambda x: quality_loss(x, targets), logits[:, 0].detach().requires_grad_())
 
 
 def random_batch(num_classes=3, rows=40, dtype=torch.float64):
@@ -195,7 +196,7 @@ def random_batch(num_classes=3, rows=40, dtype=torch.float64):
     return {
         "logits": torch.randn(rows, num_classes, dtype=dtype, requires_grad=True),
         "ltrb": random_distances(rows, 5).to(dtype).requires_grad_(),
-        "centerness": torch.randn(rows, dtype=dtype, requires_grad=True),
+        "quality": torch.randn(rows, dtype=dtype, requires_grad=True),
         "labels": labels,
         "positive": positive,
         "target_ltrb": random_distances(len(positive), 6).to(dtype),
@@ -205,12 +206,12 @@ def random_batch(num_classes=3, rows=40, dtype=torch.float64):
 @pytest.mark.parametrize("weight", ["none", "centerness"])
 def test_gradcheck_of_the_sum(weight):
     batch = random_batch(rows=8)
-    names = ("logits", "ltrb", "centerness")
+    names = ("logits", "ltrb", "quality")
 
     def total(*predictions):
         inputs = {**batch, **dict(zip(names, predictions, strict=True))}
         losses = fcos_losses(**inputs, box_loss_weight=weight)
-        return losses.loss_cls + losses.loss_box + losses.loss_ctr
+        return losses.loss_cls + losses.loss_box + losses.loss_quality
 
     assert gradcheck(total, tuple(batch[name] for name in names))
 
@@ -238,9 +239,9 @@ def test_sum_by_hand():
     entropy = -c * math.log(c) - (1 - c) * math.log(1 - c)
     assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2), rel=1e-5)
     assert losses.loss_box.item() == pytest.approx(0.5, rel=1e-5)
-    assert losses.loss_ctr.item() == pytest.approx(math.log(2), rel=1e-5)
+    assert losses.loss_quality.item() == pytest.approx(math.log(2), rel=1e-5)
     assert losses.num_pos.item() == 1
-    assert losses.ctr_excess.item() == pytest.approx(math.log(2) - entropy, rel=1e-5)
+    assert losses.quality_excess.item() == pytest.approx(math.log(2) - entropy, rel=1e-5)
 
 
 def test_centerness_weighting_by_hand():
@@ -264,11 +265,11 @@ def test_centerness_weighting_by_hand():
 def test_excess_is_zero_at_the_best_centerness():
     batch = random_batch()
     targets = centerness_targets(batch["target_ltrb"])
-    batch["centerness"] = torch.zeros(40, dtype=torch.float64)
-    batch["centerness"][batch["positive"]] = targets.logit()
+    batch["quality"] = torch.zeros(40, dtype=torch.float64)
+    batch["quality"][batch["positive"]] = targets.logit()
     losses = fcos_losses(**batch)
-    assert losses.ctr_excess.item() == pytest.approx(0, abs=1e-6)
-    assert losses.loss_ctr.item() > 0.1
+    assert losses.quality_excess.item() == pytest.approx(0, abs=1e-6)
+    assert losses.loss_quality.item() > 0.1
 
 
 def test_no_positive_gives_zeros_that_keep_the_graph():
@@ -281,15 +282,15 @@ def test_no_positive_gives_zeros_that_keep_the_graph():
         torch.zeros(0, dtype=torch.long),
         torch.zeros(0, 4),
     )
-    assert losses.loss_box == 0 and losses.loss_ctr == 0 and losses.loss_cls > 0
-    (losses.loss_cls + losses.loss_box + losses.loss_ctr).backward()
+    assert losses.loss_box == 0 and losses.loss_quality == 0 and losses.loss_cls > 0
+    (losses.loss_cls + losses.loss_box + losses.loss_quality).backward()
     assert (ltrb.grad == 0).all() and (centerness.grad == 0).all()
 
 
 def test_losses_are_float32_under_autocast():
     batch = random_batch(dtype=torch.float32)
     half = {
-        k: v.detach().bfloat16() if k in ("logits", "ltrb", "centerness") else v
+        k: v.detach().bfloat16() if k in ("logits", "ltrb", "quality") else v
         for k, v in batch.items()
     }
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -298,6 +299,46 @@ def test_losses_are_float32_under_autocast():
     for got, expected in zip(losses, fcos_losses(**rounded), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, expected)
+
+
+def test_iou_quality_by_hand():
+    """The prediction 2 x 2 in a box of 4 x 2: IoU 4 / 8. AdelaiDet's (4 + 1) / (8 + 1) is more.
+
+    BCE of a logit of 1: ln(1 + e) - 0.5; its excess is that less H(0.5) = ln 2. By the quality the
+    predicted box does not change.
+    """
+    logits, ltrb, _, labels, positive, target = ONE_POSITIVE
+    ltrb = ltrb.clone().requires_grad_()
+    quality = torch.ones(2, requires_grad=True)
+    losses = fcos_losses(logits, ltrb, quality, labels, positive, target, quality_kind="iou")
+    expected = math.log(1 + math.e) - 0.5
+    assert losses.loss_quality.item() == pytest.approx(expected, rel=1e-5)
+    assert losses.quality_excess.item() == pytest.approx(expected - math.log(2), rel=1e-5)
+    ltrb_grad, quality_grad = torch.autograd.grad(
+        losses.loss_quality, (ltrb, quality), allow_unused=True
+    )
+    assert ltrb_grad is None
+    assert quality_grad.tolist() == pytest.approx([1 / (1 + math.exp(-1)) - 0.5, 0], rel=1e-5)
+    # Pixels or strides: the same quality.
+    scaled = fcos_losses(
+        logits, 16 * ltrb, quality, labels, positive, 16 * target, quality_kind="iou"
+    )
+    assert scaled.loss_quality.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_iou_targets_equal_torchvisions():
+    pred, target = random_distances(50, 1), random_distances(50, 2)
+    boxes = [torch.cat((-x[:, :2], x[:, 2:]), dim=1) for x in (pred, target)]
+    torch.testing.assert_close(
+        iou_targets(pred, target), ops.box_iou(*boxes).diag(), atol=1e-6, rtol=0
+    )
+
+
+def test_without_quality():
+    logits, ltrb, _, labels, positive, target = ONE_POSITIVE
+    losses = fcos_losses(logits, ltrb, None, labels, positive, target)
+    assert losses.loss_quality is None and losses.quality_excess is None
+    assert losses.loss_box.item() == pytest.approx(0.5, rel=1e-5)
 
 
 def test_the_normalizer_is_the_mean_over_ranks(monkeypatch):
@@ -312,7 +353,22 @@ def test_the_normalizer_is_the_mean_over_ranks(monkeypatch):
     losses = fcos_losses(*ONE_POSITIVE)
     assert losses.loss_cls.item() == pytest.approx(0.25 * math.log(2) / 3, rel=1e-5)
     assert losses.loss_box.item() == pytest.approx(0.5 / 3, rel=1e-5)
-    assert losses.loss_ctr.item() == pytest.approx(math.log(2) / 3, rel=1e-5)
+    assert losses.loss_quality.item() == pytest.approx(math.log(2) / 3, rel=1e-5)
     weighted = fcos_losses(*ONE_POSITIVE, box_loss_weight="centerness")
     c = math.sqrt(1 / 3)
     assert weighted.loss_box.item() == pytest.approx(0.5 * c / ((c + 2) / 2), rel=1e-5)
+
+
+def test_no_positive_on_any_of_two_ranks(monkeypatch):
+    """One process would divide by 1; each of two divides by 1 / 2, and the gradients' mean is that.
+
+    Two locations of one class with logit 0 and background: 2 * 0.75 * 0.25 * ln 2.
+    """
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values)
+    nothing = torch.zeros(0, dtype=torch.long), torch.zeros(0, 4)
+    losses = fcos_losses(
+        torch.zeros(2, 1), torch.ones(2, 4), torch.zeros(2), torch.tensor([1, 1]), *nothing
+    )
+    assert losses.loss_cls.item() == pytest.approx(2 * 2 * 0.75 * 0.25 * math.log(2), rel=1e-5)
+    assert losses.loss_box == losses.loss_quality == 0

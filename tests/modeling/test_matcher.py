@@ -103,6 +103,40 @@ def test_equals_plain_loops_on_200_random_cases():
     assert positives > 5_000  # the cases are not empty
 
 
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+def test_steps_of_the_image_equal_plain_loops(radius):
+    """Images that P6 and P7 do not divide, so that their locations are less than a stride apart."""
+    rng = random.Random(2)
+    matched = [0] * 5
+    for height, width in [(416, 480), (352, 544), (288, 160), (96, 736)]:
+        sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
+        locations = compute_locations(sizes, STRIDES, 0.0, image_size=(height, width))
+        boxes = random_boxes(rng, 30, 2 * height, 2 * width, fractional=False)
+        classes = [rng.randrange(NUM_CLASSES) for _ in boxes]
+        matcher = CenterSamplingMatcher(
+            num_classes=NUM_CLASSES, radius=radius, sizes_of_interest=BOUNDS
+        )
+        got = matcher(locations, [make_instances(boxes, classes)])
+        expected = reference_match(locations, boxes, classes, [False] * 30, radius)
+        assert (got.labels[0].tolist(), got.gt_inds[0].tolist()) == expected
+        for level, labels in enumerate(got.labels[0].split(locations.level_lengths)):
+            matched[level] += (labels < NUM_CLASSES).sum().item()
+    assert min(matched) > 0  # every level took part
+
+
+def test_class_agnostic():
+    locations = make_locations(64, 64)
+    instances = make_instances([[0, 0, 30, 30], [30, 30, 64, 64]], [2, 6], [False, True])
+    matcher = CenterSamplingMatcher(
+        num_classes=1, radius=1.5, sizes_of_interest=BOUNDS, class_agnostic=True
+    )
+    got = matcher(locations, [instances])
+    assert (got.labels[got.gt_inds == 0] == 0).all()
+    assert (got.labels[got.gt_inds == 1] == -1).all()
+    assert (got.labels[got.gt_inds == -1] == 1).all()
+    assert instances.gt_classes.tolist() == [2, 6]
+
+
 @pytest.mark.parametrize("radius", [1.0, 2.5])
 def test_other_radii_equal_plain_loops(radius):
     rng = random.Random(1)

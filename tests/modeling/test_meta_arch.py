@@ -83,6 +83,24 @@ def test_trains_and_infers(tiny_cfg, name, autocast):
         assert set(instances.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
 
 
+@pytest.mark.parametrize("quality, expected", [("iou", {"loss_iou"}), ("none", set())])
+def test_other_qualities(tiny_cfg, quality, expected):
+    tiny_cfg.MODEL.FCOS.QUALITY = quality
+    tiny_cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.0
+    model = build_model(tiny_cfg)
+    batch = [make_input(96, 96, [[3, 4, 40, 50]])]
+    with EventStorage() as storage:
+        losses = model(batch)
+    assert set(losses) == {"loss_cls", "loss_box"} | expected
+    assert ("fcos/loss_iou_excess" in storage.latest()) == bool(expected)
+    assert "fcos/loss_ctr_excess" not in storage.latest()
+    sum(losses.values()).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    with torch.no_grad():
+        assert len(model.eval()(batch)[0]["instances"]) > 0
+
+
 def test_logged_coverage(tiny_cfg):
     """Three boxes; the 2 x 2 one has no location inside it: 2 of 3 are covered.
 
@@ -174,7 +192,14 @@ def test_options_that_do_not_fit(tiny_cfg):
     for key, value, message in [
         ("MODEL.FCOS.BOX_LOSS", "l1", "BOX_LOSS is 'l1'"),
         ("MODEL.FCOS.BOX_LOSS_WEIGHT", "area", "BOX_LOSS_WEIGHT is 'area'"),
-        ("MODEL.FCOS.IN_FEATURES", ["p3", "p4"], "need 1 bounds"),
+        (
+            "MODEL.FCOS.IN_FEATURES",
+            ["p3", "p4"],
+            r"need 1 bounds .*got 4\. 8 strides are usual: \[64\]",
+        ),
+        ("MODEL.FCOS.IN_FEATURES", ["p4", "p3", "p5", "p6", "p7"], "finest first"),
+        ("MODEL.FCOS.LOCATION_STEP", "x", "LOCATION_STEP is 'x'"),
+        ("MODEL.FCOS.CLASS_AGNOSTIC", True, "CLASS_AGNOSTIC is for proposals"),
         ("MODEL.FCOS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], r"names \['p2'\]"),
     ]:
         cfg = tiny_cfg.clone()
