@@ -1,11 +1,24 @@
-"""Checkpoints: class names inside, other libraries' weights read into this model."""
+"""Checkpoints: class names and keys inside, other libraries' weights read into this model."""
 
-from .checkpointer import FCOSCheckpointer, read_class_names
-from .torchvision import convert_torchvision_resnet, is_torchvision_resnet
+from .checkpointer import FCOSCheckpointer
+from .convert import Converted, convert, convert_file, fate_table
+from .info import CheckpointInfo, apply_checkpoint_keys, read_info
+from .keys import ARCHITECTURE_KEYS, CARRIED_KEYS, FACT_KEYS, TEST_KEYS, parse_keys
+from .reader import read_checkpoint
 
 __all__ = [
+    "ARCHITECTURE_KEYS",
+    "CARRIED_KEYS",
+    "CheckpointInfo",
+    "Converted",
+    "FACT_KEYS",
     "FCOSCheckpointer",
-    "convert_torchvision_resnet",
-    "is_torchvision_resnet",
-    "read_class_names",
+    "TEST_KEYS",
+    "apply_checkpoint_keys",
+    "convert",
+    "convert_file",
+    "fate_table",
+    "parse_keys",
+    "read_checkpoint",
+    "read_info",
 ]

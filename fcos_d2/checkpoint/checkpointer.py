@@ -1,23 +1,23 @@
-"""A `DetectionCheckpointer` that keeps class names, writes whole files and reads torchvision's."""
+"""A `DetectionCheckpointer` with class names, whole files and other libraries' weights."""
 
 import logging
 import os
-import pickle
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
-from torch import nn
+from detectron2.config import CfgNode
+from torch import Tensor, nn
 
 from ..files import atomic_path
-from .torchvision import convert_torchvision_resnet, is_torchvision_resnet
+from .convert import convert, fate_table, recognise
+from .info import keys_to_save
+from .reader import find_weights, read_checkpoint, unwrap
+from .resnet import is_torchvision_resnet, torchvision_resnet_name
 
 logger = logging.getLogger(__name__)
-
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError)
 
 
 class FCOSCheckpointer(DetectionCheckpointer):
@@ -29,29 +29,34 @@ class FCOSCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         class_names: Sequence[str] = (),
+        cfg: CfgNode | None = None,
         for_inference: bool = False,
         **kwargs,
     ):
-        """Take the arguments of ``DetectionCheckpointer`` and two more.
+        """Take the arguments of ``DetectionCheckpointer`` and three more.
 
         Args:
             model: an FCOS.
             save_dir: folder to save to.
             class_names: of the data; saved with the weights, compared with those that are loaded.
+            cfg: of the run; what the weights need of it is saved with them.
             for_inference: refuse weights that training starts from.
             kwargs: see ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
         self.class_names = list(class_names)
+        self.cfg = cfg
         self.for_inference = for_inference
         self._fine_tune = False
         self._path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` with the class names in it; a file is there whole or not at all."""
+        """Write ``name.pth``, with class names and keys in it; it is there whole or not at all."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "class_names": self.class_names}
+        if self.cfg is not None:
+            data["cfg"] = keys_to_save(self.cfg)
         data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -61,15 +66,18 @@ class FCOSCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load a checkpoint of Detectron2 or of this package, or a torchvision ResNet.
+        """Load a checkpoint of Detectron2, of this package, of another library's FCOS, or a ResNet.
+
+        Other libraries' are converted as :func:`fcos_d2.checkpoint.convert` does, ResNets are
+        torchvision's or those of Detectron2's zoo.
 
         Training that starts from a checkpoint of other classes (``checkpointables=[]``, as
         ``resume_or_load`` says it) keeps everything but the class predictor.
 
         Raises:
             FileNotFoundError: the file is not there, or its URL can't be reached.
-            ValueError: it is no checkpoint, or of another network; to resume or to detect, it has
-                other classes; to detect, it has no head.
+            ValueError: it is no checkpoint, of another network, or needs more than tensors; to
+                resume or to detect, it has other classes; to detect, it has no head.
         """
         local = find_weights(path) if path or self.for_inference else path
         self._fine_tune = checkpointables is not None and not self.for_inference
@@ -77,21 +85,18 @@ class FCOSCheckpointer(DetectionCheckpointer):
         return super().load(local, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
+        checkpoint = read_checkpoint(filename)
+        if filename.endswith((".pkl", ".pyth")):
+            # Detectron2's and pycls' own formats, in a file that is known now to do no harm.
             checkpoint = super()._load_file(filename)
-        except _UNREADABLE as error:
-            raise ValueError(f"{filename} can't be read as a checkpoint: {error}") from error
-        weights = checkpoint["model"]
-        saved = list(checkpoint.get("class_names", []))
-        if saved and self.class_names and saved != self.class_names:
-            if not self._fine_tune:
-                raise ValueError(_other_classes(filename, saved, self.class_names))
-            logger.warning(
-                "%s was trained on %d other classes: its class predictor is left out.",
-                filename,
-                len(saved),
-            )
-            weights = {k: v for k, v in weights.items() if ".cls_score." not in k}
+        try:
+            weights = unwrap(checkpoint)
+            if recognise(weights):
+                checkpoint = self._convert(checkpoint)
+                weights = checkpoint["model"]
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error}") from error
+        weights = self._without_other_classes(weights, checkpoint.get("class_names"), filename)
         if is_torchvision_resnet(weights):
             weights = self._place_resnet(weights, filename)
         if self.for_inference and not any(k.startswith("proposal_generator.") for k in weights):
@@ -117,71 +122,65 @@ class FCOSCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def _place_resnet(self, state_dict: dict[str, Any], filename: str) -> dict[str, Any]:
-        renamed, unused = convert_torchvision_resnet(state_dict)
+    def _convert(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        converted = convert(checkpoint)
+        logger.info(
+            "%s is of %s. Its tensors:\n%s%s",
+            self._path,
+            converted.source,
+            fate_table(converted.fates),
+            "".join(f"\n{note}" for note in converted.notes),
+        )
+        return {"model": converted.weights, "class_names": converted.class_names}
+
+    def _without_other_classes(
+        self, weights: dict[str, Tensor], saved: Sequence[str] | None, filename: str
+    ) -> dict[str, Tensor]:
+        """Leave out a class predictor of other classes than the data's; only to start from."""
+        saved = list(saved or ())
+        if not saved or not self.class_names or saved == self.class_names:
+            return weights
+        if not self._fine_tune:
+            raise ValueError(_other_classes(filename, saved, self.class_names))
+        logger.warning(
+            "%s was trained on %d other classes: its class predictor is left out.",
+            filename,
+            len(saved),
+        )
+        return {k: v for k, v in weights.items() if ".cls_score." not in k}
+
+    def _place_resnet(self, state: dict[str, Tensor], filename: str) -> dict[str, Tensor]:
+        """Find the tensors of the model's ResNet in a torchvision one, complete or partial."""
         own = self.model.state_dict()
         stem = [key for key in own if key.endswith("stem.conv1.weight")]
         if len(stem) != 1:
             raise ValueError(f"{filename} is a torchvision ResNet, but the model has none.")
-        prefix = stem[0][: -len("stem.conv1.weight")]
-        placed = {prefix + key: tensor for key, tensor in renamed.items()}
-        for key, tensor in placed.items():
-            if key not in own or own[key].shape != tensor.shape:
-                wanted = tuple(own[key].shape) if key in own else "not there"
-                raise ValueError(
-                    f"{filename} is a torchvision ResNet of another shape: its {key} is "
-                    f"{tuple(tensor.shape)}, the model's is {wanted}. Is MODEL.RESNETS right?"
-                )
-        missing = [key for key in own if key.startswith(prefix) and key not in placed]
+        prefix = stem[0].removesuffix("stem.conv1.weight")
+        names = {
+            key: torchvision_resnet_name(key.removeprefix(prefix))
+            for key in own
+            if key.startswith(prefix)
+        }
+        used = set(names.values())
+        left = [k for k in state if k not in used and not k.endswith("num_batches_tracked")]
+        misfits = [name for name in left if name.startswith("layer")]
+        misfits += [n for k, n in names.items() if n in state and state[n].shape != own[k].shape]
+        if misfits:
+            raise ValueError(
+                f"{filename} is a torchvision ResNet of another shape: {len(misfits)} tensors have "
+                f"no place in the model ({', '.join(misfits[:3])}, ...). Is MODEL.RESNETS right?"
+            )
+        placed = {key: name for key, name in names.items() if name in state}
+        counts = Counter(key.removeprefix(prefix).split(".")[0] for key in placed)
         logger.info(
             "Read torchvision's ResNet from %s (tensors):\n%s\n  not used: %s\n  "
             "not in the file, so as they were initialised: %s",
             filename,
-            "\n".join(f"  loaded {part}: {n}" for part, n in _count_stages(renamed)),
-            ", ".join(unused) or "none",
-            ", ".join(key[len(prefix) :] for key in missing) or "none",
+            "\n".join(f"  loaded {part}: {n}" for part, n in sorted(counts.items())),
+            ", ".join(left) or "none",
+            ", ".join(key.removeprefix(prefix) for key in names if key not in placed) or "none",
         )
-        return placed
-
-
-def read_class_names(path: str) -> list[str]:
-    """Return the class names in a checkpoint; an empty list where it holds none."""
-    try:
-        checkpoint = torch.load(
-            find_weights(path), map_location="cpu", weights_only=True, mmap=True
-        )
-    except (RuntimeError, pickle.UnpicklingError):  # Detectron2's own .pkl files are not torch's
-        return []
-    return list(checkpoint.get("class_names", []))
-
-
-def find_weights(path: str) -> str:
-    """Return the local file of MODEL.WEIGHTS, downloaded if it is a URL.
-
-    Raises:
-        FileNotFoundError: the file is not there, or its URL can't be reached.
-        ValueError: the path is empty.
-    """
-    if not path:
-        raise ValueError("MODEL.WEIGHTS is empty: name the trained checkpoint to use.")
-    try:
-        local = PathManager.get_local_path(path)
-    except OSError as error:  # URLError is one
-        raise FileNotFoundError(_cannot_get(path, error)) from error
-    if not os.path.isfile(local):
-        raise FileNotFoundError(_cannot_get(path, "no such file"))
-    return local
-
-
-def _count_stages(names: Iterable[str]) -> list[tuple[str, int]]:
-    return sorted(Counter(name.split(".")[0] for name in names).items())
-
-
-def _cannot_get(path: str, reason: object) -> str:
-    return (
-        f"MODEL.WEIGHTS {path} can't be had ({reason}). Check the name or the network, or "
-        "download the file by hand and name it. (Training from scratch: MODEL.WEIGHTS ''.)"
-    )
+        return {key: state[name] for key, name in placed.items()}
 
 
 def _other_classes(filename: str, saved: list[str], wanted: list[str]) -> str:

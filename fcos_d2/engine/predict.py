@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,7 +18,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from ..checkpoint import FCOSCheckpointer, read_class_names
+from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
 
 logger = logging.getLogger(__name__)
@@ -29,13 +29,17 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's predictor with the class names that the checkpoint holds."""
+    """Detectron2's predictor with the class names and the keys that the checkpoint holds."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, keep: Collection[str] = ()):
         """Build the model of ``cfg`` and load MODEL.WEIGHTS.
 
         The number of classes is that of the checkpoint. Class names come from the checkpoint,
         else from the metadata of DATASETS.TEST, else they are numbers.
+
+        Args:
+            cfg: a recipe; the keys that the checkpoint was made for go before its own.
+            keep: keys of it that stay as they are, set by hand.
 
         Raises:
             FileNotFoundError: the checkpoint is not there.
@@ -43,10 +47,11 @@ class Predictor(DefaultPredictor):
         """
         cfg = cfg.clone()
         cfg.defrost()
-        names = read_class_names(cfg.MODEL.WEIGHTS)
-        if names:
-            cfg.MODEL.FCOS.NUM_CLASSES = len(names)
-        elif len(cfg.DATASETS.TEST):
+        names, num_classes, _ = read_info(cfg.MODEL.WEIGHTS)
+        apply_checkpoint_keys(cfg, cfg.MODEL.WEIGHTS, training=False, keep=keep)
+        if names or num_classes:
+            cfg.MODEL.FCOS.NUM_CLASSES = len(names) or num_classes
+        if not names and len(cfg.DATASETS.TEST):
             names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
         # DefaultPredictor would load the weights with a checkpointer that passes over a missing
         # head, so it gets none.

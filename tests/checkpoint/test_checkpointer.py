@@ -1,6 +1,8 @@
 """`FCOSCheckpointer`: what it writes, what it reads, what it refuses."""
 
 import logging
+import os
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ import torchvision
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 
-from fcos_d2.checkpoint import FCOSCheckpointer, read_class_names
+from fcos_d2.checkpoint import FCOSCheckpointer, convert, read_info
+from fcos_d2.checkpoint.architecture import build_cfg
 
 NAMES = ["circle", "square", "star"]
 
@@ -31,7 +34,7 @@ def assert_same_weights(one, other):
 def test_class_names_travel_inside(model, tmp_path):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("model_final", iteration=7)
     path = str(tmp_path / "model_final.pth")
-    assert read_class_names(path) == NAMES
+    assert read_info(path) == (NAMES, 3, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
     before = weights_of(model)
     for parameter in model.parameters():
@@ -174,3 +177,139 @@ def test_a_file_of_which_nothing_fits(model, tmp_path):
     torch.save({"somebody.elses.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth holds nothing that has a place"):
         FCOSCheckpointer(model).load(str(tmp_path / "other.pth"), checkpointables=[])
+
+
+@pytest.fixture
+def foreign(make_state, tmp_path):
+    """A checkpoint of AdelaiDet, its keys and weights as they are converted, and our model."""
+    state = make_state("adelaidet", num_classes=3)
+    torch.save({"model": state, "iteration": 9}, tmp_path / "foreign.pth")
+    converted = convert(state)
+    cfg = build_cfg(converted.cfg, num_classes=3)
+    cfg.MODEL.DEVICE = "cpu"
+    return str(tmp_path / "foreign.pth"), converted, build_model(cfg)
+
+
+@pytest.mark.parametrize("for_inference", [True, False])
+def test_another_librarys_fcos_is_read_as_it_is(foreign, for_inference, caplog):
+    path, converted, model = foreign
+    with caplog.at_level(logging.INFO, logger="fcos_d2"):
+        left = FCOSCheckpointer(model, for_inference=for_inference).load(path)
+    assert_same_weights(weights_of(model), converted.weights)
+    (record,) = [r for r in caplog.records if "is of adelaidet" in r.message]
+    assert "cls_tower" in record.message and "STRIDE_IN_1X1" in record.message
+    assert "iteration" not in left  # another library's count, and nothing to go on from
+
+
+def test_another_librarys_fcos_to_start_training_from(foreign, tiny_cfg):
+    """In a network with another FPN and head: what fits is taken."""
+    path, converted, _ = foreign
+    tiny_cfg.MODEL.FPN.OUT_CHANNELS = 32
+    model = build_model(tiny_cfg)
+    before = weights_of(model)
+    FCOSCheckpointer(model, class_names=NAMES).load(path, checkpointables=[])
+    after = weights_of(model)
+    shapes = {k: v.shape for k, v in converted.weights.items()}
+    fits = {k for k, v in after.items() if shapes.get(k) == v.shape}
+    assert "backbone.bottom_up.res5.1.conv2.weight" in fits
+    assert "proposal_generator.head.cls_tower.0.weight" not in fits
+    assert_same_weights({k: after[k] for k in fits}, {k: converted.weights[k] for k in fits})
+    rest = after.keys() - fits
+    assert_same_weights({k: after[k] for k in rest}, {k: before[k] for k in rest})
+
+
+def test_cocos_classes_in_another_librarys_file(make_state, tmp_path):
+    """torchvision's 91 outputs have names: training on other classes begins a new predictor."""
+    state = make_state("torchvision", num_classes=91)
+    torch.save(state, tmp_path / "coco.pth")
+    cfg = build_cfg(convert(state).cfg, num_classes=80)
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    before = weights_of(model)
+    path = str(tmp_path / "coco.pth")
+    FCOSCheckpointer(model, class_names=[str(k) for k in range(80)]).load(path, checkpointables=[])
+    after = weights_of(model)
+    score, box = (f"proposal_generator.head.{name}.weight" for name in ("cls_score", "box_pred"))
+    assert torch.equal(after[score], before[score]) and not torch.equal(after[box], before[box])
+    with pytest.raises(ValueError, match="(?s)trained on other classes.*person, bicycle"):
+        FCOSCheckpointer(model, class_names=NAMES, for_inference=True).load(path)
+
+
+def test_another_librarys_fcos_has_to_be_complete(foreign, make_state):
+    path, _, model = foreign
+    state = make_state("adelaidet")
+    del state["proposal_generator.fcos_head.bbox_pred.bias"]
+    torch.save(state, path)
+    with pytest.raises(
+        ValueError, match=r"foreign\.pth: 1 tensor\(s\) do not fit.*\n.*bbox_pred\.bias"
+    ):
+        FCOSCheckpointer(model).load(path, checkpointables=[])
+
+
+def test_arrays_in_detectron2s_zoo_format(foreign, make_state, tmp_path):
+    _, converted, model = foreign
+    arrays = {name: x.numpy() for name, x in make_state("adelaidet").items()}
+    path = tmp_path / "foreign.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}))
+    FCOSCheckpointer(model, for_inference=True).load(str(path))
+    assert_same_weights(weights_of(model), converted.weights)
+
+
+def test_a_backbone_in_detectron2s_zoo_format(model, tmp_path):
+    """As its ImageNet weights: names without the model's prefix, placed by Detectron2 itself."""
+    prefix = "backbone.bottom_up."
+    state = {k: v for k, v in weights_of(model).items() if k.startswith(prefix)}
+    arrays = {k.removeprefix(prefix): v.numpy() + 1 for k, v in state.items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R.pkl").write_bytes(pickle.dumps(content))
+    FCOSCheckpointer(model).load(str(tmp_path / "R.pkl"), checkpointables=[])
+    after = weights_of(model)
+    assert len(state) > 50
+    for key, value in state.items():
+        assert torch.equal(after[key], value + 1), key
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
+def test_what_would_run_does_not(model, tmp_path, suffix):
+    path, ran = tmp_path / f"evil{suffix}", tmp_path / "ran"
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(ran),)
+
+    path.write_bytes(pickle.dumps({"model": {"a": Trap()}, "__author__": "x"}, protocol=2))
+    for options in ({}, {"checkpointables": []}):
+        with pytest.raises(ValueError, match=rf"evil\{suffix} is refused"):
+            FCOSCheckpointer(model).load(str(path), **options)
+    assert not ran.exists()
+
+
+def test_a_state_dict_of_a_parallel_model(model, tmp_path):
+    before = weights_of(model)
+    torch.save({f"module.{k}": v for k, v in before.items()}, tmp_path / "a.pth")
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    FCOSCheckpointer(model, for_inference=True).load(str(tmp_path / "a.pth"))
+    assert_same_weights(weights_of(model), before)
+
+
+def test_a_two_stage_model_saves_and_loads(tiny_cfg, tmp_path):
+    """Its proposal generator is ours; its ROI heads go along."""
+    tiny_cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    tiny_cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p3", "p4", "p5"]
+    tiny_cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    tiny_cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    tiny_cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    tiny_cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 16
+    tiny_cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 2
+    model = build_model(tiny_cfg)
+    FCOSCheckpointer(model, str(tmp_path), class_names=NAMES, cfg=tiny_cfg).save("a")
+    before = weights_of(model)
+    assert any(key.startswith("roi_heads.") for key in before)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    path = str(tmp_path / "a.pth")
+    FCOSCheckpointer(model, class_names=NAMES, for_inference=True).load(path)
+    assert_same_weights(weights_of(model), before)
+    assert read_info(path).cfg["MODEL.META_ARCHITECTURE"] == "GeneralizedRCNN"

@@ -7,8 +7,11 @@ import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from PIL import Image
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from fcos_d2.checkpoint import FCOSCheckpointer
+from fcos_d2.checkpoint import FCOSCheckpointer, convert_file
 from fcos_d2.engine.predict import (
     Predictor,
     above_threshold,
@@ -58,6 +61,65 @@ def test_equals_detectron2s_predictor(cfg):
     assert len(ours) > 0
     assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
     assert torch.equal(ours.scores, theirs.scores)
+
+
+def test_keys_in_the_checkpoint_go_before_the_recipes(cfg, tmp_path):
+    """The recipe has no scales; what is set by hand stays."""
+    made_for = cfg.clone()
+    made_for.MODEL.FCOS.NUM_CLASSES = 5
+    made_for.MODEL.FCOS.USE_SCALE = True
+    made_for.MODEL.PIXEL_MEAN = [1.0, 2.0, 3.0]
+    FCOSCheckpointer(build_model(made_for), str(tmp_path), cfg=made_for).save("other")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "other.pth")
+    predictor = Predictor(cfg)
+    assert predictor.model.proposal_generator.head.scales is not None
+    assert predictor.cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0]
+    assert predictor.metadata.thing_classes == ["0", "1", "2", "3", "4"]  # nobody named them
+    by_hand = Predictor(cfg, keep=["MODEL.PIXEL_MEAN"])
+    assert by_hand.cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_MEAN
+
+
+@pytest.fixture
+def torchvision_fcos(tmp_path):
+    """torchvision's own FCOS on a ResNet-18, random but for a bias that lets it detect."""
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=torch.nn.BatchNorm2d,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    model = FCOS(backbone, num_classes=4, min_size=60, max_size=853)
+    torch.nn.init.normal_(model.head.classification_head.cls_logits.bias, mean=-1.0)
+    torch.nn.init.constant_(model.head.classification_head.cls_logits.bias[0], -99.0)
+    torch.nn.init.uniform_(model.head.regression_head.bbox_reg.bias, 1.0, 2.0)
+    torch.save({"model": model.state_dict()}, tmp_path / "torchvision.pth")
+    return model.eval()
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_torchvisions_weights_detect_the_same_without_a_hand_set_option(
+    cfg, torchvision_fcos, tmp_path, converted
+):
+    """From a recipe that differs in nearly every key of the model."""
+    path = tmp_path / "torchvision.pth"
+    if converted:
+        convert_file(path, tmp_path / "converted.pth", class_names=NAMES)
+        path = tmp_path / "converted.pth"
+    cfg.MODEL.WEIGHTS = str(path)
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 60, 853
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    predictor = Predictor(cfg)
+    ours = predictor(image)["instances"]
+    with torch.no_grad():
+        rgb = torch.from_numpy(image[:, :, ::-1].copy()).permute(2, 0, 1) / 255
+        (theirs,) = torchvision_fcos([rgb])
+    assert len(ours) == len(theirs["labels"]) == 100
+    assert torch.equal(ours.pred_classes, theirs["labels"] - int(converted))
+    torch.testing.assert_close(ours.pred_boxes.tensor, theirs["boxes"], rtol=0, atol=0.01)
+    torch.testing.assert_close(ours.scores, theirs["scores"], rtol=0, atol=1e-5)
+    named = NAMES if converted else ["0", "1", "2", "3"]
+    assert predictor.metadata.thing_classes == named
 
 
 def test_images_are_drawn_and_a_bad_one_is_passed_over(cfg, images, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""torchvision's ResNet names to Detectron2's, by what the two networks compute."""
+"""torchvision's ResNet names and Detectron2's, by what the two networks compute."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 
-from fcos_d2.checkpoint import convert_torchvision_resnet, is_torchvision_resnet
+from fcos_d2.checkpoint.resnet import is_torchvision_resnet, torchvision_resnet_name
 
 
 def make_torchvision_resnet(depth):
@@ -34,10 +34,12 @@ def make_detectron2_resnet(depth):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_both_networks_compute_the_same(depth):
     theirs, ours = make_torchvision_resnet(depth), make_detectron2_resnet(depth)
-    assert is_torchvision_resnet(theirs.state_dict())
-    renamed, unused = convert_torchvision_resnet(theirs.state_dict())
-    assert unused == ["fc.weight", "fc.bias"]
-    ours.load_state_dict(renamed, strict=True)
+    state = theirs.state_dict()
+    assert is_torchvision_resnet(state)
+    names = {name: torchvision_resnet_name(name) for name in ours.state_dict()}
+    unused = [k for k in state.keys() - names.values() if not k.endswith("num_batches_tracked")]
+    assert sorted(unused) == ["fc.bias", "fc.weight"]
+    ours.load_state_dict({ours_: state[theirs_] for ours_, theirs_ in names.items()}, strict=True)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         features = ours(x)
@@ -45,6 +47,11 @@ def test_both_networks_compute_the_same(depth):
         for number in range(1, 5):
             y = getattr(theirs, f"layer{number}")(y)
             torch.testing.assert_close(features[f"res{number + 1}"], y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_that_torchvisions_resnet_has_not_keeps_its_name():
+    assert torchvision_resnet_name("res4.1.conv2_offset.weight") == "layer3.1.conv2_offset.weight"
+    assert torchvision_resnet_name("stem.conv2.weight") == "stem.conv2.weight"
 
 
 def test_other_networks_are_not_taken_for_one():

@@ -1,0 +1,177 @@
+"""What a network is built from, told by the names and shapes of its tensors."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from .. import modeling  # noqa: F401  (registers what build_model builds)
+from ..config import add_fcos_config
+from .keys import set_keys
+
+# Gives the shape of the tensor that has the place of one of ours; None where there is none.
+ShapeOf = Callable[[str], tuple[int, ...] | None]
+
+_RESNET = "backbone.bottom_up"
+_HEAD = "proposal_generator.head"
+_TOWERS = {
+    "share_tower": "MODEL.FCOS.NUM_SHARED_CONVS",
+    "cls_tower": "MODEL.FCOS.NUM_CLS_CONVS",
+    "box_tower": "MODEL.FCOS.NUM_BOX_CONVS",
+}
+# (has bottlenecks, blocks of res4): depth
+_DEPTHS = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101, (True, 36): 152}
+_MOST = 64  # blocks of a stage, layers of a tower: more than any has
+
+
+def infer_architecture(shape_of: ShapeOf) -> dict[str, Any]:
+    """Return the ``ARCHITECTURE_KEYS`` and where P6 comes from.
+
+    What can't be told because tensors are missing takes the usual value.
+
+    Args:
+        shape_of: see :data:`ShapeOf`; names are those of our model.
+
+    Raises:
+        ValueError: no ResNet-FPN.
+    """
+    fpn_levels = _fpn_levels(shape_of)
+    levels = [*fpn_levels, *_top_levels(shape_of, len(fpn_levels))]
+    in_features = [f"res{n}" for n in fpn_levels]
+    channels = _size(_first_shape(shape_of, "backbone.fpn_output{}.weight", fpn_levels), 0, 256)
+    top_channels = _size(shape_of("backbone.top_block.p6.weight"), 1, channels)
+    return {
+        "MODEL.META_ARCHITECTURE": "FCOS",
+        "MODEL.BACKBONE.NAME": "build_fcos_resnet_fpn_backbone",
+        "MODEL.PROPOSAL_GENERATOR.NAME": "FCOSProposalGenerator",
+        **_infer_resnet(shape_of),
+        "MODEL.RESNETS.OUT_FEATURES": in_features,
+        "MODEL.FPN.IN_FEATURES": in_features,
+        "MODEL.FPN.OUT_CHANNELS": channels,
+        "MODEL.FPN.NORM": _frozen_norm(shape_of, [f"backbone.fpn_output{n}" for n in fpn_levels]),
+        "MODEL.FPN.FUSE_TYPE": "sum",
+        "MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5" if top_channels == channels else "res5",
+        "MODEL.FCOS.IN_FEATURES": [f"p{n}" for n in levels],
+        "MODEL.FCOS.SIZES_OF_INTEREST": [8 * 2**n for n in levels[:-1]],
+        **_infer_head(shape_of),
+    }
+
+
+def build_cfg(keys: Mapping[str, Any], num_classes: int) -> CfgNode:
+    """Return the default config with ``keys`` and the number of classes in it."""
+    cfg = get_cfg()
+    add_fcos_config(cfg)
+    set_keys(cfg, keys)
+    cfg.MODEL.FCOS.NUM_CLASSES = num_classes
+    return cfg
+
+
+def expected_state(cfg: CfgNode) -> dict[str, Tensor]:
+    """Return the state dict of the model of ``cfg``: names and shapes without values.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    try:
+        with torch.device("meta"):
+            return build_model(cfg).state_dict()
+    except (AssertionError, KeyError) as error:  # Detectron2's way to refuse a value
+        raise ValueError(f"the network that its keys describe can't be built: {error!r}") from error
+
+
+def _infer_resnet(shape_of: ShapeOf) -> dict[str, Any]:
+    stages = [f"{_RESNET}.res{n}.0" for n in range(2, 6)]
+    has_bottlenecks = any(shape_of(f"{stage}.conv3.weight") is not None for stage in stages)
+    blocks = 1 + max(_last(shape_of, f"{_RESNET}.res4.{{}}.conv{n}.weight") for n in (1, 2))
+    if (has_bottlenecks, blocks) not in _DEPTHS:
+        kind = "three" if has_bottlenecks else "two"
+        raise ValueError(
+            "its backbone is no ResNet-18, -34, -50, -101 or -152 with an FPN, and no other can be "
+            f"read: where res4 is expected it has {blocks} blocks of {kind} convolutions."
+        )
+    # A 3x3 convolution of a bottleneck is (groups * width, width, 3, 3).
+    inner = shape_of(f"{stages[0]}.conv2.weight") if has_bottlenecks else None
+    width = _size(inner, 1, 64)
+    outer = shape_of(f"{stages[0]}.conv{3 if has_bottlenecks else 2}.weight")
+    return {
+        "MODEL.RESNETS.DEPTH": _DEPTHS[has_bottlenecks, blocks],
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": _size(shape_of(f"{_RESNET}.stem.conv1.weight"), 0, 64),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": _size(outer, 0, 256 if has_bottlenecks else 64),
+        "MODEL.RESNETS.NUM_GROUPS": _size(inner, 0, width) // width,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.NORM": _frozen_norm(shape_of, [f"{stage}.conv1" for stage in stages]),
+    }
+
+
+def _infer_head(shape_of: ShapeOf) -> dict[str, Any]:
+    norm = _head_norm(shape_of)
+    modules_per_conv = 3 if norm else 2
+    keys: dict[str, Any] = {}
+    for tower, key in _TOWERS.items():
+        convs = [
+            i
+            for i in range(0, _MOST, modules_per_conv)
+            if len(shape_of(f"{_HEAD}.{tower}.{i}.weight") or ()) == 4
+        ]
+        keys[key] = convs[-1] // modules_per_conv + 1 if convs else 0
+    return {
+        **keys,
+        "MODEL.FCOS.NORM": norm,
+        "MODEL.FCOS.USE_SCALE": _last(shape_of, f"{_HEAD}.scales.{{}}.scale") >= 0,
+        "MODEL.FCOS.CLASS_AGNOSTIC": False,
+    }
+
+
+def _head_norm(shape_of: ShapeOf) -> str:
+    first_norms = [f"{_HEAD}.{tower}.1" for tower in _TOWERS]
+    if any(shape_of(f"{norm}.0.running_mean") is not None for norm in first_norms):
+        return "BN"
+    if any(len(shape_of(f"{norm}.weight") or ()) == 1 for norm in first_norms):
+        return "GN"
+    return ""
+
+
+def _fpn_levels(shape_of: ShapeOf) -> list[int]:
+    """Levels of the FPN's own outputs, up to 5; from 3 where nothing of it is there."""
+    present = [n for n in range(2, 6) if shape_of(f"backbone.fpn_output{n}.weight") is not None]
+    return list(range(min(present, default=3), 6))
+
+
+def _top_levels(shape_of: ShapeOf, num_fpn_levels: int) -> list[int]:
+    """Levels on top of the FPN: of 6 and 7 as many as there are scales for, else both or none."""
+    num_scales = _last(shape_of, f"{_HEAD}.scales.{{}}.scale") + 1
+    if num_scales:
+        return [6, 7][: max(0, num_scales - num_fpn_levels)]
+    has_any = _first_shape(shape_of, "backbone.top_block.p{}.weight", [6, 7]) is not None
+    return [6, 7] if has_any else []
+
+
+def _frozen_norm(shape_of: ShapeOf, convs: list[str]) -> str:
+    """Name of the norm after convolutions outside the head.
+
+    Whether a batch norm was frozen does not show, and changes no prediction.
+    """
+    if _first_shape(shape_of, "{}.norm.running_mean", convs) is not None:
+        return "FrozenBN"
+    return "GN" if _first_shape(shape_of, "{}.norm.weight", convs) is not None else ""
+
+
+def _first_shape(
+    shape_of: ShapeOf, pattern: str, values: Iterable[object]
+) -> tuple[int, ...] | None:
+    shapes = (shape_of(pattern.format(value)) for value in values)
+    return next((shape for shape in shapes if shape is not None), None)
+
+
+def _last(shape_of: ShapeOf, pattern: str) -> int:
+    """The largest number with which the name is there; -1 where there is none."""
+    return max((i for i in range(_MOST) if shape_of(pattern.format(i)) is not None), default=-1)
+
+
+def _size(shape: tuple[int, ...] | None, axis: int, default: int) -> int:
+    return default if shape is None or len(shape) <= axis else shape[axis]

@@ -1,0 +1,60 @@
+"""AdelaiDet's proposal generator ``FCOS``, in ``OneStageDetector``."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .detectron2 import INPUT_NOTE, input_options
+
+_HEAD = {
+    "box_tower": "bbox_tower",
+    "cls_score": "cls_logits",
+    "box_pred": "bbox_pred",
+    "centerness": "ctrness",
+}
+
+
+def recognise(names: Iterable[str]) -> bool:
+    """See :mod:`fcos_d2.checkpoint.libraries`."""
+    return any(name.startswith("proposal_generator.fcos_head.") for name in names)
+
+
+def rename(name: str, state: Mapping[str, Tensor]) -> str:
+    """See :mod:`fcos_d2.checkpoint.libraries`: the names of the backbone are Detectron2's."""
+    if not name.startswith("proposal_generator.head."):
+        return name
+    part, _, rest = name.removeprefix("proposal_generator.head.").partition(".")
+    return f"proposal_generator.fcos_head.{_HEAD.get(part, part)}.{rest}"
+
+
+def options(
+    checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], architecture: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """See :mod:`fcos_d2.checkpoint.libraries`: those of ``configs/FCOS-Detection/Base-FCOS.yaml``.
+
+    Models trained with BOX_QUALITY "iou" are used in the same way, only the training differs
+    (MODEL.FCOS.QUALITY iou).
+    """
+    keys = {
+        **input_options(state, architecture),
+        "MODEL.FCOS.LOCATION_OFFSET": 0.5,
+        "MODEL.FCOS.LOCATION_STEP": "stride",
+        "MODEL.FCOS.BOX_ACTIVATION": "relu",
+        "MODEL.FCOS.QUALITY": "centerness",
+        "MODEL.FCOS.CENTERNESS_ON_CLS": False,
+        "MODEL.FCOS.SCORE": "sqrt",
+        "MODEL.FCOS.SCORE_THRESH_TEST": 0.05,
+        "MODEL.FCOS.SCORE_THRESH_ON": "cls",
+        "MODEL.FCOS.TOPK_CANDIDATES_TEST": 1000,
+        "MODEL.FCOS.TOPK_ON": "score",
+        "MODEL.FCOS.CLIP_BEFORE_NMS": False,
+        "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+    }
+    return keys, [INPUT_NOTE]
+
+
+def class_names(checkpoint: Mapping[str, Any], num_slots: int) -> list[str]:
+    """See :mod:`fcos_d2.checkpoint.libraries`: its checkpoints hold none."""
+    return []

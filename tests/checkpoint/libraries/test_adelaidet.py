@@ -1,0 +1,125 @@
+"""AdelaiDet's FCOS: where its tensors go, and its options."""
+
+import numpy as np
+import pytest
+import torch
+
+from fcos_d2.checkpoint import convert
+
+THEIRS, OURS = "proposal_generator.fcos_head.", "proposal_generator.head."
+PARTS = {
+    "share_tower": "share_tower",
+    "cls_tower": "cls_tower",
+    "bbox_tower": "box_tower",
+    "cls_logits": "cls_score",
+    "bbox_pred": "box_pred",
+    "ctrness": "centerness",
+    "scales": "scales",
+}
+
+
+def translate(name):
+    if name.startswith("backbone.bottom_up.") and name.endswith("num_batches_tracked"):
+        return ()
+    if not name.startswith(THEIRS):
+        return name
+    part, _, rest = name.removeprefix(THEIRS).partition(".")
+    return f"{OURS}{PARTS[part]}.{rest}"
+
+
+def test_each_tensor_goes_to_its_place(make_state, assert_landed):
+    state = make_state("adelaidet", depth=50)
+    converted = convert(state)
+    assert converted.source == "adelaidet"
+    assert_landed(converted, state, translate)
+    assert converted.weights[f"{OURS}scales.4.scale"].shape == ()  # there it is a list of one
+    assert "STRIDE_IN_1X1" in converted.notes[0]
+
+
+def test_its_options(make_state):
+    cfg = convert(make_state("adelaidet", depth=50)).cfg
+    wanted = {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "MODEL.FCOS.USE_SCALE": True,
+        "MODEL.FCOS.BOX_ACTIVATION": "relu",
+        "MODEL.FCOS.CENTERNESS_ON_CLS": False,
+        "MODEL.FCOS.SCORE": "sqrt",
+        "MODEL.FCOS.SCORE_THRESH_TEST": 0.05,
+        "MODEL.FCOS.SCORE_THRESH_ON": "cls",
+        "MODEL.FCOS.TOPK_ON": "score",
+        "MODEL.FCOS.CLIP_BEFORE_NMS": False,
+        "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
+    }
+    assert {key: cfg[key] for key in wanted} == wanted
+
+
+def test_a_real_time_model(make_state, assert_landed):
+    """Three levels, shared towers, batch norms: the statistics of each level stay its own."""
+    state = make_state("adelaidet", convs=(4, 0, 0), kind="BN", levels=3, resnet_norm="BN")
+    converted = convert(state)
+    wanted = {
+        "MODEL.FCOS.IN_FEATURES": ["p3", "p4", "p5"],
+        "MODEL.FCOS.SIZES_OF_INTEREST": [64, 128],
+        "MODEL.FCOS.NUM_SHARED_CONVS": 4,
+        "MODEL.FCOS.NUM_CLS_CONVS": 0,
+        "MODEL.FCOS.NUM_BOX_CONVS": 0,
+        "MODEL.FCOS.NORM": "BN",
+        "MODEL.RESNETS.NORM": "FrozenBN",  # predicts the same
+    }
+    assert {key: converted.cfg[key] for key in wanted} == wanted
+    assert_landed(converted, state, translate)
+
+
+def test_four_levels(make_state, assert_landed):
+    state = make_state("adelaidet", levels=4)
+    converted = convert(state)
+    assert converted.cfg["MODEL.FCOS.IN_FEATURES"] == ["p3", "p4", "p5", "p6"]
+    assert_landed(converted, state, translate)
+
+
+def test_no_norm_in_the_towers(make_state, assert_landed):
+    state = make_state("adelaidet", kind="", convs=(1, 2, 3))
+    converted = convert(state)
+    assert converted.cfg["MODEL.FCOS.NORM"] == ""
+    assert converted.cfg["MODEL.FCOS.NUM_BOX_CONVS"] == 3
+    assert_landed(converted, state, translate)
+
+
+def test_numpy_arrays(make_state, assert_landed):
+    """As Detectron2's zoo stores weights; a number of its own type among them."""
+    state = make_state("adelaidet")
+    arrays = {name: x.numpy() for name, x in state.items()}
+    arrays[f"{THEIRS}scales.0.scale"] = np.float32(state[f"{THEIRS}scales.0.scale"].item())
+    converted = convert({"model": arrays, "__author__": "somebody"})
+    assert all(isinstance(x, torch.Tensor) for x in converted.weights.values())
+    assert_landed(converted, state, translate)
+
+
+def test_a_backbone_that_is_no_resnet(make_state):
+    """The names of its DLA."""
+    state = {
+        name.replace("bottom_up.res", "bottom_up.level"): x
+        for name, x in make_state("adelaidet").items()
+    }
+    with pytest.raises(ValueError, match="its backbone is no ResNet-18.*where res4 is expected"):
+        convert(state)
+
+
+def test_deformable_convolutions_are_refused(make_state):
+    state = make_state("adelaidet")
+    state[f"{THEIRS}cls_tower.3.offset.weight"] = torch.zeros(18, 64, 3, 3)
+    with pytest.raises(ValueError, match=r"deformable.*cls_tower\.3\.offset\.weight"):
+        convert(state)
+
+
+def test_other_heads_beside_fcos_are_left_over(make_state):
+    state = {**make_state("adelaidet"), "mask_branch.tower.0.weight": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"left over, mask_branch\.tower \(1\): mask_branch"):
+        convert(state)
+    assert (
+        convert(state, partial=True).weights.keys()
+        == convert(make_state("adelaidet")).weights.keys()
+    )

@@ -1,0 +1,277 @@
+"""mmdet's FCOS: where its tensors go, and what the text of its config tells."""
+
+import re
+
+import pytest
+import torch
+
+from fcos_d2.checkpoint import convert
+
+HEAD = "proposal_generator.head."
+RESNET = [
+    (r"backbone\.conv1\.", "stem.conv1."),
+    (r"backbone\.bn1\.", "stem.conv1.norm."),
+    (r"backbone\.layer(\d)\.(\d+)\.conv(\d)\.", r"res\1+1.\2.conv\3."),
+    (r"backbone\.layer(\d)\.(\d+)\.bn(\d)\.", r"res\1+1.\2.conv\3.norm."),
+    (r"backbone\.layer(\d)\.(\d+)\.downsample\.0\.", r"res\1+1.\2.shortcut."),
+    (r"backbone\.layer(\d)\.(\d+)\.downsample\.1\.", r"res\1+1.\2.shortcut.norm."),
+]
+LITERAL = {
+    "neck.lateral_convs.0.conv": "backbone.fpn_lateral3",
+    "neck.lateral_convs.1.conv": "backbone.fpn_lateral4",
+    "neck.lateral_convs.2.conv": "backbone.fpn_lateral5",
+    "neck.fpn_convs.0.conv": "backbone.fpn_output3",
+    "neck.fpn_convs.1.conv": "backbone.fpn_output4",
+    "neck.fpn_convs.2.conv": "backbone.fpn_output5",
+    "neck.fpn_convs.3.conv": "backbone.top_block.p6",
+    "neck.fpn_convs.4.conv": "backbone.top_block.p7",
+    "bbox_head.cls_convs.0.conv": f"{HEAD}cls_tower.0",
+    "bbox_head.cls_convs.1.conv": f"{HEAD}cls_tower.3",
+    "bbox_head.reg_convs.0.conv": f"{HEAD}box_tower.0",
+    "bbox_head.reg_convs.1.conv": f"{HEAD}box_tower.3",
+    "bbox_head.cls_convs.0.gn": f"{HEAD}cls_tower.1",
+    "bbox_head.cls_convs.1.gn": f"{HEAD}cls_tower.4",
+    "bbox_head.reg_convs.0.gn": f"{HEAD}box_tower.1",
+    "bbox_head.reg_convs.1.gn": f"{HEAD}box_tower.4",
+    "bbox_head.conv_cls": f"{HEAD}cls_score",
+    "bbox_head.conv_reg": f"{HEAD}box_pred",
+    "bbox_head.conv_centerness": f"{HEAD}centerness",
+}
+TOWER_BIASES = [f"{HEAD}{tower}.{k}.bias" for tower in ("cls_tower", "box_tower") for k in (0, 3)]
+
+
+def translate(name):
+    """Our names for one of theirs; its batch norm in the head is that of all five levels."""
+    module, _, kind = name.rpartition(".")
+    shared = re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d)\.bn", module)
+    if shared:
+        tower = {"cls": "cls_tower", "reg": "box_tower"}[shared[1]]
+        return [f"{HEAD}{tower}.{3 * int(shared[2]) + 1}.{level}.{kind}" for level in range(5)]
+    if kind == "num_batches_tracked":
+        return ()
+    if name.startswith("backbone."):
+        (ours,) = (re.sub(f"^{k}", v, name) for k, v in RESNET if re.match(k, name))
+        return "backbone.bottom_up." + re.sub(r"res(\d)\+1", lambda m: f"res{int(m[1]) + 1}", ours)
+    return f"{LITERAL.get(module, module.replace('bbox_head.', HEAD))}.{kind}"
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_each_tensor_goes_to_its_place(make_state, assert_landed, depth):
+    """The towers' convolutions have no bias before a norm there: ours are zero."""
+    state = make_state("mmdet", depth=depth)
+    converted = convert({"meta": {}, "state_dict": state})
+    assert converted.source == "mmdet"
+    assert_landed(converted, state, translate, filled=TOWER_BIASES)
+    assert sum(fate.what == "filled" for fate in converted.fates) == 4
+
+
+def test_conv_bias(make_state, assert_landed):
+    state = make_state("mmdet", bias=True)
+    assert_landed(convert(state), state, translate)
+    del state["bbox_head.cls_convs.1.conv.bias"]  # the others are there: this one is missing
+    with pytest.raises(
+        ValueError, match=r"missing, cls_tower \(1\): bbox_head\.cls_convs\.1\.conv"
+    ):
+        convert(state)
+
+
+def test_a_batch_norm_of_all_levels(make_state, assert_landed):
+    state = make_state("mmdet", kind="bn")
+    converted = convert(state)
+    assert converted.cfg["MODEL.FCOS.NORM"] == "BN"
+    assert_landed(converted, state, translate, filled=TOWER_BIASES)
+
+
+def test_no_norm_in_the_towers(make_state, assert_landed):
+    state = make_state("mmdet", kind="", num_convs=1)
+    converted = convert(state)
+    assert converted.cfg["MODEL.FCOS.NORM"] == ""
+    assert_landed(converted, state, translate)
+
+
+def test_norms_in_the_neck(make_state):
+    state = make_state("mmdet")
+    for k in range(3):
+        for part in ("lateral", "fpn"):
+            del state[f"neck.{part}_convs.{k}.conv.bias"]
+            for kind in ("weight", "bias", "running_mean", "running_var"):
+                state[f"neck.{part}_convs.{k}.bn.{kind}"] = torch.full((64,), 1000.0 + k)
+    converted = convert(state)
+    assert converted.cfg["MODEL.FPN.NORM"] == "FrozenBN"
+    assert (converted.weights["backbone.fpn_output4.norm.running_var"] == 1001).all()
+
+
+# As mmengine writes a config: all of it in one text, in keyword arguments.
+CONFIG_3X = """
+auto_scale_lr = dict(base_batch_size=16, enable=False)
+backend_args = None
+model = dict(
+    backbone=dict(depth=50, style='{style}', type='ResNet'),
+    bbox_head=dict(
+        center_sampling=True,
+        {head}
+        num_classes=3,
+        strides=[8, 16, 32, 64, 128],
+        type='FCOSHead'),
+    data_preprocessor=dict(
+        bgr_to_rgb={rgb},
+        mean=[123.675, 116.28, 103.53],
+        pad_size_divisor=32,
+        std=[58.395, 57.12, 57.375],
+        type='DetDataPreprocessor'),
+    neck=dict(
+        add_extra_convs={extra},
+        in_channels=[256, 512, 1024, 2048],
+        num_outs=5,
+        relu_before_extra_convs={relu},
+        start_level=1,
+        type='FPN'),
+    test_cfg=dict(
+        max_per_img=50, min_bbox_size=0, nms=dict(iou_threshold=0.6, type='{nms}'),
+        nms_pre=500, score_thr=0.1),
+    type='FCOS')
+test_cfg = dict(type='TestLoop')
+train_pipeline = [dict(type='LoadImageFromFile'), ]
+"""
+
+
+def make_config(**what):
+    usual = {"head": "", "rgb": True, "extra": "'on_output'", "relu": True, "nms": "nms"}
+    return CONFIG_3X.format(**{"style": "pytorch", **usual, **what})
+
+
+def read(make_state, text, key="cfg", **state):
+    return convert({"state_dict": make_state("mmdet", **state), "meta": {key: text}})
+
+
+def test_the_config_of_mmdet_3(make_state):
+    head = "norm_on_bbox=True, centerness_on_reg=True,"
+    converted = read(make_state, make_config(head=head))
+    wanted = {
+        "INPUT.FORMAT": "RGB",
+        "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+        "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+        "MODEL.RESNETS.STRIDE_IN_1X1": False,
+        "MODEL.FCOS.BOX_ACTIVATION": "relu",
+        "MODEL.FCOS.CENTERNESS_ON_CLS": False,
+        "MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5",
+        "MODEL.FCOS.USE_SCALE": True,
+        "MODEL.FCOS.SCORE": "product",
+        "MODEL.FCOS.SCORE_THRESH_ON": "cls",
+        "MODEL.FCOS.TOPK_ON": "cls",
+        "MODEL.FCOS.CLIP_BEFORE_NMS": True,
+        "MODEL.FCOS.LOCATION_OFFSET": 0.5,
+        "MODEL.FCOS.SCORE_THRESH_TEST": 0.1,
+        "MODEL.FCOS.TOPK_CANDIDATES_TEST": 500,
+        "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
+        "TEST.DETECTIONS_PER_IMAGE": 50,
+    }
+    assert {key: converted.cfg[key] for key in wanted} == wanted
+    assert converted.notes == []
+
+
+def test_what_a_config_leaves_out_is_mmdets_default(make_state):
+    converted = read(make_state, make_config(style="caffe", rgb=False))
+    wanted = {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "MODEL.FCOS.BOX_ACTIVATION": "exp",
+        "MODEL.FCOS.CENTERNESS_ON_CLS": True,
+    }
+    assert {key: converted.cfg[key] for key in wanted} == wanted
+
+
+def test_the_config_of_mmdet_2(make_state):
+    text = """
+img_norm_cfg = dict(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], to_rgb=False)
+data = dict(samples_per_gpu=2, train=dict(pipeline=[dict(type='Normalize', **img_norm_cfg)]))
+model = dict(
+    type='FCOS',
+    backbone=dict(type='ResNet', style='caffe'),
+    neck=dict(type='FPN', add_extra_convs=True, relu_before_extra_convs=True),
+    bbox_head=dict(type='FCOSHead', norm_on_bbox=True))
+test_cfg = dict(nms_pre=1000, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5))
+"""
+    converted = read(make_state, text, key="config", top_channels=512)
+    wanted = {
+        "INPUT.FORMAT": "BGR",
+        "MODEL.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
+        "MODEL.FCOS.BOX_ACTIVATION": "relu",
+        "MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "res5",  # of "True"
+        "MODEL.FCOS.NMS_THRESH_TEST": 0.5,
+        "TEST.DETECTIONS_PER_IMAGE": 100,
+    }
+    assert {key: converted.cfg[key] for key in wanted} == wanted
+    assert converted.notes == []
+
+
+@pytest.mark.parametrize("text", [None, "", "/home/me/fcos.py\nmodel = (", "(" * 5000, "x = 1"])
+def test_without_a_config_the_recipe_and_a_remark(make_state, text):
+    converted = read(make_state, text)
+    assert converted.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "exp"
+    assert converted.cfg["MODEL.FCOS.CENTERNESS_ON_CLS"] is True
+    assert converted.cfg["MODEL.PIXEL_MEAN"] == [102.9801, 115.9465, 122.7717]
+    assert converted.cfg["INPUT.FORMAT"] == "BGR"
+    assert converted.cfg["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+    assert converted.cfg["MODEL.FCOS.NMS_THRESH_TEST"] == 0.5
+    (note,) = converted.notes
+    assert "No config is in the file" in note and "MODEL.FCOS.BOX_ACTIVATION" in note
+
+
+def test_overrides_go_before_it(make_state):
+    overrides = {"MODEL.FCOS.BOX_ACTIVATION": "relu", "MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0]}
+    cfg = convert(make_state("mmdet"), overrides=overrides).cfg
+    assert {key: cfg[key] for key in overrides} == overrides
+
+
+def test_the_config_is_not_run(make_state, tmp_path):
+    path = tmp_path / "ran"
+    text = f"model = dict(bbox_head=dict(x=open({str(path)!r}, 'w')))\n"
+    text += f"open({str(path)!r}, 'w')"
+    converted = read(make_state, text)
+    assert not path.exists()
+    assert "No config is in the file" in converted.notes[0]
+
+
+def test_what_else_nms_can_be_is_said(make_state):
+    assert read(make_state, make_config(nms="soft_nms")).notes == [
+        "Its soft_nms is replaced by plain NMS."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({"relu": False}, "without a ReLU on P6"),
+        ({"extra": "'on_lateral'"}, "P6 from a lateral convolution"),
+    ],
+)
+def test_configs_of_other_networks_are_refused(make_state, what, message):
+    with pytest.raises(ValueError, match=message):
+        read(make_state, make_config(**what))
+
+
+def test_another_head_or_other_strides_are_refused(make_state):
+    text = make_config().replace("FCOSHead", "NASFCOSHead").replace("[8, 16", "[4, 16")
+    with pytest.raises(
+        ValueError, match=r"is a NASFCOSHead; its strides are \[4, 16, 32, 64, 128\]"
+    ):
+        read(make_state, text)
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"CLASSES": ("a", "b", "c")},
+        {"dataset_meta": {"classes": ("a", "b", "c"), "palette": [(1, 2, 3)]}},
+        {"dataset_meta": {"CLASSES": ["a", "b", "c"]}},
+    ],
+)
+def test_class_names_are_in_the_file(make_state, meta):
+    assert convert({"state_dict": make_state("mmdet"), "meta": meta}).class_names == ["a", "b", "c"]
+
+
+def test_a_single_class_is_a_name(make_state):
+    meta = {"CLASSES": "person"}
+    checkpoint = {"state_dict": make_state("mmdet", num_classes=1), "meta": meta}
+    assert convert(checkpoint).class_names == ["person"]
