@@ -105,15 +105,12 @@ class FCOSDecoder:
             locations.points[place], locations.strides[place], ltrb[image, place].float()
         )
         clipped = boxes.clamp(min=0).minimum(limits[image])
-        # One NMS for the whole batch: boxes of different images or classes never meet. float64,
-        # since batched_nms moves the groups apart by large offsets.
-        group = image * logits.shape[2] + classes
+        candidates = boxes
+        keep = torch.arange(len(boxes), device=boxes.device)
         if self.clip_before_nms:
-            keep = self._large(clipped).nonzero().squeeze(1)
-            boxes, group, scores_left = clipped[keep].double(), group[keep], scores[keep].double()
-            keep = keep[batched_nms(boxes, scores_left, group, self.nms_thresh)]
-        else:
-            keep = batched_nms(boxes.double(), scores.double(), group, self.nms_thresh)
+            candidates, keep = clipped, self._large(clipped).nonzero().squeeze(1)
+        group = image * logits.shape[2] + classes
+        keep = keep[_suppress(candidates[keep], scores[keep], group[keep], self.nms_thresh)]
         results = []
         for index, size in enumerate(image_sizes):
             best = keep[image[keep] == index][: self.max_detections]
@@ -161,6 +158,17 @@ class FCOSDecoder:
             return cls
         product = cls * quality.float().sigmoid()
         return product.sqrt() if self.score == "sqrt" else product
+
+
+def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float) -> Tensor:
+    """One NMS for the whole batch: boxes of different groups, images or classes, never meet.
+
+    ``batched_nms`` moves the groups apart by the largest coordinate, so none may be negative; and
+    these offsets are large, so it is done in float64.
+    """
+    boxes = boxes.double()
+    boxes = boxes - torch.cat((boxes.flatten(), boxes.new_zeros(1))).min()
+    return batched_nms(boxes, scores.double(), group, threshold)
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:

@@ -185,6 +185,30 @@ def test_score_rules_differ():
     assert len(found) == len(RULES)
 
 
+def test_boxes_of_other_classes_and_images_do_not_meet():
+    """Boxes far out of the image, not clipped before NMS.
+
+    Moved apart by the largest coordinate + 1, 1001, the box (-880, -880, 20, 20) of class 1 would
+    lie on the box (100, 100, 1000, 1000) of class 0, at IoU 0.91.
+    """
+    locations = compute_locations([(16, 16)], [8])
+
+    def decode(num_images, *found):
+        logits = torch.full((num_images, 256, 3), -9.0)
+        ltrb = torch.zeros(num_images, 256, 4)
+        for image, place, label, logit, sides in found:
+            logits[image, place, label] = logit
+            ltrb[image, place] = torch.tensor(sides) / 8
+        decoder = FCOSDecoder(clip_before_nms=False)
+        quality = torch.full((num_images, 256), 9.0)
+        results = decoder(locations, logits, ltrb, quality, [(128, 128)] * num_images)
+        return [len(x) for x in results]
+
+    high, low = [20.0, 20, 880, 880], [884.0, 884, 16, 16]
+    assert decode(1, (0, 255, 0, 3.0, high), (0, 0, 1, 2.0, low)) == [2]
+    assert decode(2, (0, 255, 2, 3.0, high), (1, 0, 0, 2.0, low)) == [1, 1]
+
+
 def test_without_quality_the_score_is_the_class_probability():
     locations = compute_locations([(1, 1)], [8])
     logits = torch.tensor(0.3).logit().view(1, 1, 1)
