@@ -27,10 +27,11 @@ def read_description() -> str:
 # so there is nobody's promise), and it is built against the PyTorch that is installed already.
 # tools/install_detectron2.py installs it.
 INSTALL_REQUIRES = [
-    "torch>=2.1",
-    "torchvision>=0.16",
+    "torch>=2.3",
+    "torchvision>=0.18",
     "fvcore>=0.1.5",
     "numpy",
+    "omegaconf>=2.1",
     "pillow>=9.1",
     "pycocotools>=2.0.2",
     "matplotlib>=3.6",

@@ -1,11 +1,14 @@
-"""Train or evaluate FCOS: python train_net.py --config-file configs/FCOS_R50_VOC.yaml [...]."""
+"""Train or evaluate FCOS: python train_net.py --config-file configs/FCOS_R50_VOC.yaml [...].
+
+In several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...
+"""
 
 import logging
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from fcos_d2.engine import Trainer, evaluate, setup
+from fcos_d2.engine import Trainer, evaluate, launch, setup
 from fcos_d2.visualization import plot_run
 
 
@@ -33,12 +36,4 @@ def draw(output_dir):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, default_argument_parser().parse_args())

@@ -1,5 +1,8 @@
 """Fixtures that several tests share."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,34 @@ def tiny_cfg() -> CfgNode:
     cfg.MODEL.FCOS.NUM_BOX_CONVS = 1
     cfg.DATALOADER.NUM_WORKERS = 0
     return cfg
+
+
+@pytest.fixture
+def torchrun():
+    """Run a script in two processes on the CPU: ``torchrun(script, *arguments)``.
+
+    All have one thread, this one too: sums in another order would have other last digits.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def run(script, *arguments, ok=True):
+        command = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+        result = subprocess.run(
+            [*command, "--nproc-per-node", "2", str(script), *map(str, arguments)],
+            env={
+                **os.environ,
+                "CUDA_VISIBLE_DEVICES": "",
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=180,
+        )
+        assert (result.returncode == 0) == ok, result.stdout
+        return result.stdout
+
+    yield run
+    torch.set_num_threads(num_threads)

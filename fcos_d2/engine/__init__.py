@@ -1,7 +1,18 @@
 """Training, evaluation and prediction."""
 
+from .launch import launch
 from .scaling import scale_to_batch_size
 from .setup import load_cfg, prepare_datasets, setup
+from .train_loop import TrainLoop
 from .trainer import Trainer, evaluate
 
-__all__ = ["Trainer", "evaluate", "load_cfg", "prepare_datasets", "scale_to_batch_size", "setup"]
+__all__ = [
+    "TrainLoop",
+    "Trainer",
+    "evaluate",
+    "launch",
+    "load_cfg",
+    "prepare_datasets",
+    "scale_to_batch_size",
+    "setup",
+]

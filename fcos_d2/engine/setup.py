@@ -11,8 +11,11 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys
 from ..config import add_fcos_config
 from ..data import class_names, load_records, register_source
+from .checks import check_training, set_num_classes
+from .lazy import merge_config, split_overrides
 from .scaling import scale_to_batch_size
 
 logger = logging.getLogger(__name__)
@@ -22,9 +25,7 @@ def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     """Read a yaml recipe, override it with KEY VALUE pairs and choose a device that is there."""
     cfg = get_cfg()
     add_fcos_config(cfg)
-    if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
+    merge_config(cfg, config_file, opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device: running on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
@@ -55,13 +56,7 @@ def prepare_datasets(cfg: CfgNode, eval_only: bool = False) -> list[str]:
     for name in names[1:]:
         if class_names(name) != first:
             raise ValueError(_class_mismatch(names[0], first, name, class_names(name)))
-    if cfg.MODEL.FCOS.NUM_CLASSES not in (-1, len(first)):
-        raise ValueError(
-            f"MODEL.FCOS.NUM_CLASSES is {cfg.MODEL.FCOS.NUM_CLASSES}, but {names[0]} has "
-            f"{len(first)} classes ({', '.join(first)}): set it to {len(first)}, or to -1 to take "
-            "it from the data."
-        )
-    cfg.MODEL.FCOS.NUM_CLASSES = len(first)
+    set_num_classes(cfg, names[0], first)
     for name in names:
         logger.info("%s: %d images", name, len(load_records(name)))
     return first
@@ -89,8 +84,20 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def _build_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
+    keep = split_overrides(args.opts)[0][0::2]
+    # Where the checkpointer will look: in the run that is resumed, else in MODEL.WEIGHTS.
+    run = FCOSCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR)
+    last = run.get_checkpoint_file() if args.resume else ""
+    apply_checkpoint_keys(
+        cfg,
+        last or cfg.MODEL.WEIGHTS,
+        training=not (last or args.eval_only),
+        keep=keep,
+    )
     prepare_datasets(cfg, args.eval_only)
-    scale_to_batch_size(cfg, keep=args.opts[0::2])
+    if not args.eval_only:
+        check_training(cfg)
+    scale_to_batch_size(cfg, keep=keep)
     cfg.freeze()
     return cfg
 
@@ -102,6 +109,8 @@ def _log_to_file(package_logger: logging.Logger, early: MemoryHandler, output_di
             package_logger.removeHandler(handler)
             handler.close()
     if not comm.is_main_process():
+        # A logger without any handler would print warnings, which the main process has printed.
+        package_logger.addHandler(logging.NullHandler())
         return
     handler = logging.FileHandler(os.path.join(output_dir, "log.txt"))
     handler.setFormatter(

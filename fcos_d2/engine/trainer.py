@@ -4,16 +4,25 @@ import logging
 import os
 import weakref
 
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.engine.hooks import EvalHook
+from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import FCOSCheckpointer
 from ..data import class_names, load_records
 from ..data.loader import TrainLoader, build_train_loader
 from ..evaluation import DetectionEvaluator
+from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
+from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
 
@@ -21,9 +30,55 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """Train FCOS from a config that :func:`fcos_d2.engine.setup` has checked."""
 
+    def __init__(self, cfg: CfgNode):
+        """Build everything, in the order of ``DefaultTrainer``.
+
+        That one makes its training step and its checkpointer in this method, and has no other to
+        override for them.
+
+        Raises:
+            ValueError: SOLVER.AMP.PRECISION does not suit the device, or the model is on the CPU
+                while the processes are joined over CUDA.
+        """
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = TrainLoop(
+            distribute(model),
+            self.build_train_loader(cfg),
+            optimizer,
+            precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = FCOSCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            class_names=class_names(cfg.DATASETS.TRAIN[0]),
+            cfg=cfg,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load as Detectron2 does; a resumed run goes on with the batch that comes next."""
+        """Load as Detectron2 does; a resumed run goes on with the batch that comes next.
+
+        Raises:
+            RuntimeError: the ranks found different checkpoints.
+        """
         super().resume_or_load(resume)
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise RuntimeError(
+                f"--resume: the ranks would go on from the iterations {starts}. All machines need "
+                f"the checkpoints of OUTPUT_DIR {self.cfg.OUTPUT_DIR}: put it on a shared disk, or "
+                "copy it to each of them."
+            )
         self._trainer.data_loader.start_iter = self.start_iter
 
     def state_dict(self) -> dict:
@@ -38,19 +93,16 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
-    def build_hooks(self) -> list[HookBase]:
-        """Build Detectron2's hooks on a checkpointer that keeps the class names.
+    def after_train(self) -> None:
+        """Let the hooks finish; a run that failed is not evaluated.
 
-        ``DefaultTrainer`` has no method that builds the checkpointer. This is the one place
-        between the line that creates it and the hooks that use it.
+        Detectron2 evaluates it if it failed in its last iteration, where other ranks may be gone
+        and the weights may be of no use.
         """
-        self.checkpointer = FCOSCheckpointer(
-            self._trainer.model,
-            self.cfg.OUTPUT_DIR,
-            class_names=class_names(self.cfg.DATASETS.TRAIN[0]),
-            trainer=weakref.proxy(self),
-        )
-        return super().build_hooks()
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if self.iter == self.max_iter or not isinstance(hook, EvalHook):
+                hook.after_train()
 
     def build_writers(self) -> list[EventWriter]:
         """Build Detectron2's writers; metrics.json gets each written iteration's own values.
@@ -78,15 +130,38 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name: str) -> DetectionEvaluator:
-        """Build the evaluator of one of DATASETS.TEST, writing to OUTPUT_DIR/inference."""
-        return DetectionEvaluator(
-            dataset_name,
-            load_records(dataset_name),
-            class_names(dataset_name),
-            output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", dataset_slug(dataset_name)),
-            json_file=MetadataCatalog.get(dataset_name).get("json_file"),
+    def build_evaluator(cls, cfg, dataset_name: str) -> DetectionEvaluator | ProposalEvaluator:
+        """Build the evaluator of one of DATASETS.TEST, writing to OUTPUT_DIR/inference.
+
+        What a ``ProposalNetwork`` gives is measured by its recall.
+        """
+        options = {
+            "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", dataset_slug(dataset_name)),
+            "json_file": MetadataCatalog.get(dataset_name).get("json_file"),
+        }
+        records = load_records(dataset_name)
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+            return ProposalEvaluator(dataset_name, records, **options)
+        return DetectionEvaluator(dataset_name, records, class_names(dataset_name), **options)
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """Wrap a model so that gradients are averaged over ranks, where there are several.
+
+    The device is named since Detectron2 would ask for the rank on this machine, which v0.5 does
+    not know under torchrun.
+    """
+    device = next(model.parameters()).device.type
+    if comm.get_world_size() > 1 and device == "cpu" and dist.get_backend() == "nccl":
+        raise ValueError(
+            "MODEL.DEVICE is cpu, but the processes are joined over CUDA: hide its devices with "
+            "CUDA_VISIBLE_DEVICES=''."
         )
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        device_ids=None if device == "cpu" else [torch.cuda.current_device()],
+    )
 
 
 def evaluate(cfg, resume: bool = False) -> dict:

@@ -3,6 +3,7 @@
 from .backbone import build_fcos_resnet_fpn_backbone
 from .decoder import FCOSDecoder
 from .head import FCOSHead
+from .lazy import LazyModel
 from .locations import Locations, compute_locations
 from .losses import fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
@@ -15,6 +16,7 @@ __all__ = [
     "FCOSDecoder",
     "FCOSHead",
     "FCOSProposalGenerator",
+    "LazyModel",
     "Locations",
     "Matches",
     "build_fcos_resnet_fpn_backbone",

@@ -37,8 +37,12 @@ class FCOS(nn.Module):
             pixel_std: standard deviation of each channel, by which the input is divided.
             input_format: order of the channels, needed to draw them.
             vis_period: iterations between two pictures of training; 0 draws none.
+
+        Raises:
+            ValueError: a feature map that the backbone has not, or has with another stride.
         """
         super().__init__()
+        _check_levels(backbone, proposal_generator)
         self.backbone = backbone
         self.proposal_generator = proposal_generator
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
@@ -123,6 +127,17 @@ class FCOS(nn.Module):
                     f"{num_classes - 1}."
                 )
         return [x["instances"].to(self.device) for x in batched_inputs]
+
+
+def _check_levels(backbone: Backbone, proposal_generator: nn.Module) -> None:
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    levels = zip(proposal_generator.in_features, proposal_generator.strides, strict=True)
+    for name, stride in levels:
+        if strides.get(name) != stride:
+            raise ValueError(
+                f"The proposal generator takes {name} with stride {stride}, but the backbone has "
+                f"the strides {strides}."
+            )
 
 
 def _visualize_training(inputs: dict, detections: Instances, input_format: str) -> None:

@@ -110,6 +110,8 @@ class FCOSProposalGenerator(nn.Module):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         """Map ``cfg.MODEL.FCOS``, and for proposals ``cfg.MODEL.RPN``, to the arguments."""
         in_features = list(cfg.MODEL.FCOS.IN_FEATURES)
+        if not in_features:
+            raise ValueError("MODEL.FCOS.IN_FEATURES names no feature map.")
         missing = [name for name in in_features if name not in input_shape]
         if missing:
             raise ValueError(
@@ -264,8 +266,13 @@ def _check_option(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -> None:
+    if len(in_features) != len(strides):
+        raise ValueError(
+            f"{len(in_features)} feature maps {list(in_features)} need as many strides, got "
+            f"{len(strides)} strides: {list(strides)}."
+        )
     levels = dict(zip(in_features, strides, strict=True))
-    if not levels or sorted(set(strides)) != list(strides):
+    if sorted(set(strides)) != list(strides):
         raise ValueError(
             "MODEL.FCOS.IN_FEATURES has to name feature maps of increasing stride, finest first; "
             f"got {levels}."

@@ -4,7 +4,9 @@ import os
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from fcos_d2.checkpoint import FCOSCheckpointer
 from fcos_d2.data import DataError
 from fcos_d2.engine import load_cfg, setup
 
@@ -77,3 +79,47 @@ def test_what_was_said_early_is_in_the_log_too(make_args, tmp_path):
         text = (tmp_path / name / "log.txt").read_text()
         assert text.count("learning rate 0.01, ") == 1
         assert text.count("6 images") == 2  # the training and the test set
+
+
+@pytest.fixture
+def earlier_run(make_args, tmp_path):
+    """A checkpoint of a run in its output folder, of a recipe with other keys."""
+    cfg = load_cfg(make_args().config_file, make_args().opts)
+    cfg.MODEL.FCOS.NUM_CLASSES = 2
+    cfg.MODEL.PIXEL_MEAN = [1.0, 2.0, 3.0]
+    cfg.MODEL.FCOS.USE_SCALE = True
+    model = build_model(cfg)
+    FCOSCheckpointer(model, str(tmp_path / "run"), class_names=["ball", "box"], cfg=cfg).save("a")
+    return str(tmp_path / "run" / "a.pth")
+
+
+def test_training_that_starts_from_weights_takes_their_facts(make_args, earlier_run, tmp_path):
+    cfg = setup(make_args("MODEL.WEIGHTS", earlier_run))
+    assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0]
+    assert not cfg.MODEL.FCOS.USE_SCALE
+    assert f"MODEL.WEIGHTS {earlier_run} was made for:" in (tmp_path / "out/log.txt").read_text()
+
+
+def test_evaluation_takes_all_keys_but_those_set_by_hand(make_args, earlier_run):
+    cfg = setup(make_args("MODEL.WEIGHTS", earlier_run, eval_only=True))
+    assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0] and cfg.MODEL.FCOS.USE_SCALE
+    by_hand = ("MODEL.PIXEL_MEAN", "[4.0, 5.0, 6.0]")
+    cfg = setup(make_args("MODEL.WEIGHTS", earlier_run, *by_hand, eval_only=True))
+    assert cfg.MODEL.PIXEL_MEAN == [4.0, 5.0, 6.0] and cfg.MODEL.FCOS.USE_SCALE
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_a_resumed_run_takes_its_own_keys(make_args, earlier_run, eval_only):
+    """MODEL.WEIGHTS, from which it started, is not needed any more."""
+    gone = ("MODEL.WEIGHTS", "gone.pth")
+    cfg = setup(make_args(*gone, output="run", resume=True, eval_only=eval_only))
+    assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0] and cfg.MODEL.FCOS.USE_SCALE
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS gone.pth can't be had"):
+        setup(make_args(*gone, output="other", resume=True, eval_only=eval_only))
+
+
+def test_weights_that_can_not_be_read_stop_before_the_output_folder(make_args, tmp_path):
+    (tmp_path / "bad.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"bad\.pth can't be read as a checkpoint"):
+        setup(make_args("MODEL.WEIGHTS", str(tmp_path / "bad.pth")))
+    assert not (tmp_path / "out").exists()

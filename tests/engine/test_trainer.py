@@ -74,11 +74,26 @@ def stop_before(trainer, iteration):
     trainer.run_step = run_step
 
 
-def test_two_seeded_runs_are_the_same(make_args):
-    options = ("SOLVER.MAX_ITER", "3")
+def test_ranks_that_found_different_checkpoints(make_args, monkeypatch):
+    """As on a second machine that does not have the folder of the first."""
+    trainer = Trainer(setup(make_args()))
+    monkeypatch.setattr("detectron2.utils.comm.all_gather", lambda start: [4, start])
+    with pytest.raises(RuntimeError, match=r"iterations \[4, 0\]. All machines need"):
+        trainer.resume_or_load(resume=True)
+
+
+@pytest.mark.parametrize("half", ["False", "True"], ids=["float32", "bfloat16"])
+def test_two_seeded_runs_are_the_same(make_args, half):
+    """To the last bit: weights, metrics and detections."""
+    options = ("SOLVER.MAX_ITER", "3", "SOLVER.AMP.ENABLED", half)
     one, other = (train(make_args(*options, output=name)) for name in ("one", "other"))
     for key, value in load(one, "model_final.pth")["model"].items():
         assert torch.equal(load(other, "model_final.pth")["model"][key], value), key
+    last, last_again = last_metrics(one), last_metrics(other)
+    compared = [k for k in last if "time" not in k and "eta" not in k]
+    assert {"total_loss", "loss_cls", "fcos/num_pos", "bbox/AP"} <= set(compared)
+    for key in compared:
+        assert last[key] == last_again[key] or last[key] != last[key], key
 
 
 def test_evaluation_gives_the_table_of_the_training(make_args):
@@ -108,6 +123,17 @@ def test_what_a_run_leaves_behind(make_args):
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.startswith(".") for name in names)  # files that are being written
     assert load(cfg, "model_final.pth")["class_names"] == ["ball", "box"]
+
+
+def test_half_precision_is_what_the_config_says(make_args):
+    """Other losses than in float32, and a checkpoint that a run in float32 goes on from."""
+    options = ("SOLVER.MAX_ITER", "2")
+    full = train(make_args(*options, output="full"))
+    half = train(make_args(*options, "SOLVER.AMP.ENABLED", "True", output="half"))
+    one, other = last_metrics(full)["total_loss"], last_metrics(half)["total_loss"]
+    assert one != other and one == pytest.approx(other, rel=0.02)
+    resumed = train(make_args("SOLVER.MAX_ITER", "3", output="half", resume=True))
+    assert load(resumed, "model_final.pth")["iteration"] == 2
 
 
 def test_a_few_iterations_learn(make_args):

@@ -4,9 +4,6 @@ import json
 import logging
 import math
 import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -183,40 +180,3 @@ def test_results_carry_the_category_ids_of_the_json(tmp_path):
     assert prediction["category_id"] == 8
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert report["category_ids"] == [2, 8]
-
-
-RANK = """
-    import json, sys
-    import torch, torch.distributed as dist
-    from detectron2.structures import Boxes, BoxMode, Instances
-    from fcos_d2.evaluation import DetectionEvaluator
-
-    rank, store = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    box = [0.0, 0.0, 10.0, 10.0]
-    annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    records = [{"image_id": i, "annotations": [annotation]} for i in range(4)]
-    evaluator = DetectionEvaluator("four", records, ["cat"])
-    # Rank 0 finds its two images, rank 1 one of its two.
-    for record in records[rank::2][: 2 - rank]:
-        instances = Instances((20, 20), pred_boxes=Boxes(torch.tensor([box])))
-        instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([0])
-        evaluator.process([record], [{"instances": instances}])
-    results = evaluator.evaluate()
-    print(json.dumps(results["voc"]["AP50_area"] if results else {}))
-    dist.destroy_process_group()
-"""
-
-
-def test_ranks_are_gathered(tmp_path):
-    """Two processes find 3 of 4 objects: the main one has AP 3/4, the other nothing."""
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(RANK)]
-    store = str(tmp_path / "store")
-    ranks = [
-        subprocess.Popen([*command, str(rank), store], stdout=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    printed = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
-    assert json.loads(printed[0]) == pytest.approx(75)
-    assert json.loads(printed[1]) == {}
