@@ -6,6 +6,7 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from fcos_d2.engine import load_cfg
+from fcos_d2.engine.lazy import split_overrides
 from fcos_d2.engine.predict import (
     Predictor,
     expand_inputs,
@@ -39,9 +40,10 @@ def main() -> None:
     setup_logger(name="fcos_d2")
     paths = expand_inputs(args.input or [])
     cfg = load_cfg(args.config_file, args.opts)
-    # Candidates below the drawn threshold are not needed; the score is the same one.
-    cfg.MODEL.FCOS.SCORE_THRESH_TEST = args.threshold
-    predictor = Predictor(cfg)
+    predictor = Predictor(cfg, keep=split_overrides(args.opts)[0][0::2])
+    # What is to be drawn may lie below the threshold of the weights or of a lazy config.
+    decoder = predictor.model.proposal_generator.decoder
+    decoder.score_thresh = min(decoder.score_thresh, args.threshold)
     if args.webcam:
         show_webcam(predictor, args.threshold)
     elif args.video_input:

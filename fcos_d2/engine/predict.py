@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
+from .checks import class_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +44,20 @@ class Predictor(DefaultPredictor):
 
         Raises:
             FileNotFoundError: the checkpoint is not there.
-            ValueError: it is not a trained FCOS.
+            ValueError: it is not a trained FCOS, or the config is one of proposals only.
         """
+        if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+            raise ValueError(
+                "MODEL.META_ARCHITECTURE ProposalNetwork gives proposals, no detections to draw: "
+                "train_net.py --eval-only measures their recall."
+            )
         cfg = cfg.clone()
         cfg.defrost()
         names, num_classes, _ = read_info(cfg.MODEL.WEIGHTS)
         apply_checkpoint_keys(cfg, cfg.MODEL.WEIGHTS, training=False, keep=keep)
         if names or num_classes:
-            cfg.MODEL.FCOS.NUM_CLASSES = len(names) or num_classes
+            for node in class_nodes(cfg).values():
+                node.NUM_CLASSES = len(names) or num_classes
         if not names and len(cfg.DATASETS.TEST):
             names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
         # DefaultPredictor would load the weights with a checkpointer that passes over a missing
