@@ -27,19 +27,20 @@ _DEPTHS = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101, (True
 _MOST = 64  # blocks of a stage, layers of a tower: more than any has
 
 
-def infer_architecture(shape_of: ShapeOf) -> dict[str, Any]:
+def infer_architecture(shape_of: ShapeOf, fewest_top_levels: int = 2) -> dict[str, Any]:
     """Return the ``ARCHITECTURE_KEYS`` and where P6 comes from.
 
     What can't be told because tensors are missing takes the usual value.
 
     Args:
         shape_of: see :data:`ShapeOf`; names are those of our model.
+        fewest_top_levels: how many of P6 and P7 a network has that has any.
 
     Raises:
         ValueError: no ResNet-FPN.
     """
     fpn_levels = _fpn_levels(shape_of)
-    levels = [*fpn_levels, *_top_levels(shape_of, len(fpn_levels))]
+    levels = [*fpn_levels, *_top_levels(shape_of, len(fpn_levels), fewest_top_levels)]
     in_features = [f"res{n}" for n in fpn_levels]
     channels = _size(_first_shape(shape_of, "backbone.fpn_output{}.weight", fpn_levels), 0, 256)
     top_channels = _size(shape_of("backbone.top_block.p6.weight"), 1, channels)
@@ -142,13 +143,13 @@ def _fpn_levels(shape_of: ShapeOf) -> list[int]:
     return list(range(min(present, default=3), 6))
 
 
-def _top_levels(shape_of: ShapeOf, num_fpn_levels: int) -> list[int]:
-    """Levels on top of the FPN: of 6 and 7 as many as there are scales for, else both or none."""
+def _top_levels(shape_of: ShapeOf, num_fpn_levels: int, fewest: int) -> list[int]:
+    """Levels on top of the FPN: of 6 and 7 as many as there are scales or else tensors for."""
     num_scales = _last(shape_of, f"{_HEAD}.scales.{{}}.scale") + 1
     if num_scales:
         return [6, 7][: max(0, num_scales - num_fpn_levels)]
-    has_any = _first_shape(shape_of, "backbone.top_block.p{}.weight", [6, 7]) is not None
-    return [6, 7] if has_any else []
+    last = max(_last(shape_of, f"backbone.top_block.p{{}}.{end}") for end in ("weight", "bias"))
+    return [] if last < 6 else [6, 7][: max(fewest, last - 5)]
 
 
 def _frozen_norm(shape_of: ShapeOf, convs: list[str]) -> str:

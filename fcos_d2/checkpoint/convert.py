@@ -105,7 +105,7 @@ def convert(
         tensor = state.get(library.rename(name, state))
         return None if tensor is None else tuple(tensor.shape)
 
-    cfg = infer_architecture(shape_of)
+    cfg = infer_architecture(shape_of, library.FEWEST_TOP_LEVELS)
     options, notes = library.options(checkpoint, state, cfg)
     cfg = {**cfg, **options, **(overrides or {})}
     num_slots = (shape_of(f"{_CLS_SCORE}.weight") or shape_of(f"{_CLS_SCORE}.bias") or (0,))[0]

@@ -185,11 +185,11 @@ def random_image_batches() -> Iterator[list[Tensor]]:
 
 
 def random_training_batches(num_classes: int) -> Iterator[list[Sample]]:
-    """50 batches of 1 to 3 images of noise, a few of them large, with 0 to 60 boxes an image."""
+    """50 batches of 1 to 3 images of noise, two of them large, with 0 to 60 boxes an image."""
     sizes = [(96, 128), (64, 96), (160, 96), (128, 128), (70, 200)]
     for k in range(50):
-        size = sizes[k % 5] if k < 46 else (500, 640)
-        yield random_samples(1 + k % 3 if k < 46 else 1, size, num_classes, seed=k)
+        size = sizes[k % 5] if k < 48 else (416, 544)
+        yield random_samples(1 + k % 3 if k < 48 else 1, size, num_classes, seed=k)
 
 
 def random_samples(count: int, size: tuple[int, int], num_classes: int, seed: int) -> list[Sample]:

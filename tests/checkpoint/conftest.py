@@ -98,7 +98,14 @@ def _detectron2_state(depth=18, num_classes=3, channels=64, kind="GN", num_convs
 
 
 def _adelaidet_state(
-    depth=18, num_classes=3, channels=64, kind="GN", convs=(0, 2, 2), levels=5, **backbone
+    depth=18,
+    num_classes=3,
+    channels=64,
+    kind="GN",
+    convs=(0, 2, 2),
+    levels=5,
+    has_scales=True,
+    **backbone,
 ):
     backbone.setdefault("top", (channels, channels)[: levels - 3])
     shapes = detectron2_backbone(depth, channels, **backbone)
@@ -107,7 +114,7 @@ def _adelaidet_state(
         shapes += tower(f"{head}.{name}_tower", num_convs, channels, kind, levels)
     shapes += conv(f"{head}.cls_logits", num_classes, channels)
     shapes += conv(f"{head}.bbox_pred", 4, channels) + conv(f"{head}.ctrness", 1, channels)
-    shapes += [(f"{head}.scales.{level}.scale", (1,)) for level in range(levels)]
+    shapes += [(f"{head}.scales.{level}.scale", (1,)) for level in range(levels * has_scales)]
     return mark(shapes)
 
 

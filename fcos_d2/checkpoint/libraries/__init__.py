@@ -1,6 +1,6 @@
 """The libraries whose FCOS can be read, one module each.
 
-Every module has the same functions:
+Every module has the same functions, and a number:
 
 - ``recognise(names)``: whether tensors of these names are of the library's FCOS.
 - ``rename(name, state)``: the library's name of our tensor ``name``, in its state dict ``state``.
@@ -11,6 +11,7 @@ Every module has the same functions:
   :func:`~fcos_d2.checkpoint.architecture.infer_architecture` found.
 - ``class_names(checkpoint, num_slots)``: the names of the class predictor's outputs, as far as the
   library says; else an empty list.
+- ``FEWEST_TOP_LEVELS``: how many of P6 and P7 its networks have that have any.
 
 Names, defaults and rules are facts about the libraries; no code of theirs is here.
 """

@@ -7,12 +7,21 @@ from torch import Tensor
 
 from .detectron2 import INPUT_NOTE, input_options
 
+FEWEST_TOP_LEVELS = 1
+
 _HEAD = {
     "box_tower": "bbox_tower",
     "cls_score": "cls_logits",
     "box_pred": "bbox_pred",
     "centerness": "ctrness",
 }
+
+_SETTINGS_NOTE = (
+    "Nor does it tell settings: if the model was used with THRESH_WITH_CTR, name "
+    "MODEL.FCOS.SCORE_THRESH_ON score and MODEL.FCOS.SCORE_THRESH_TEST 0.2236 (the root of 0.05). "
+    "To go on training as AdelaiDet does, name MODEL.FCOS.BOX_LOSS_WEIGHT centerness, or "
+    "MODEL.FCOS.QUALITY iou if BOX_QUALITY was iou."
+)
 
 
 def recognise(names: Iterable[str]) -> bool:
@@ -33,8 +42,7 @@ def options(
 ) -> tuple[dict[str, Any], list[str]]:
     """See :mod:`fcos_d2.checkpoint.libraries`: those of ``configs/FCOS-Detection/Base-FCOS.yaml``.
 
-    Models trained with BOX_QUALITY "iou" are used in the same way, only the training differs
-    (MODEL.FCOS.QUALITY iou).
+    Models trained with BOX_QUALITY "iou" are used in the same way, only the training differs.
     """
     keys = {
         **input_options(state, architecture),
@@ -52,7 +60,7 @@ def options(
         "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
         "TEST.DETECTIONS_PER_IMAGE": 100,
     }
-    return keys, [INPUT_NOTE]
+    return keys, [INPUT_NOTE, _SETTINGS_NOTE]
 
 
 def class_names(checkpoint: Mapping[str, Any], num_slots: int) -> list[str]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+FEWEST_TOP_LEVELS = 2
+
 _HEAD = {
     "cls_tower": "cls_subnet",
     "box_tower": "bbox_subnet",

@@ -1,43 +1,69 @@
 """mmdet's ``FCOS`` with ``FCOSHead`` (MMDetection 2.x and 3.x)."""
 
-import ast
-import contextlib
 import re
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 from torch import Tensor
 
+from ..config_text import read_sections
 from ..resnet import torchvision_resnet_name
 
-_PREDICTORS = {"cls_score": "conv_cls", "box_pred": "conv_reg", "centerness": "conv_centerness"}
+FEWEST_TOP_LEVELS = 1
+
+# Their names now, and in the first versions.
+_PREDICTORS = {
+    "cls_score": ("conv_cls", "fcos_cls"),
+    "box_pred": ("conv_reg", "fcos_reg"),
+    "centerness": ("conv_centerness", "fcos_centerness"),
+}
 _TOWERS = {"cls_tower": "cls_convs", "box_tower": "reg_convs"}
 _FPN = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(\w+)")
 _NORMS = ("gn", "bn")
 
-# The defaults of its recipe fcos_r50-caffe_fpn_gn-head_1x_coco.py.
-_RECIPE: dict[str, Any] = {
-    "data_preprocessor": {
-        "mean": [102.9801, 115.9465, 122.7717],
-        "std": [1.0, 1.0, 1.0],
-        "bgr_to_rgb": False,
+# What two of its recipes say, by their names.
+_PLAIN = "fcos_r50-caffe_fpn_gn-head_1x_coco"
+_TRICKS = "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"
+_CAFFE = {"backbone": {"style": "caffe"}, "neck": {"relu_before_extra_convs": True}}
+_PIXELS = {"std": [1.0, 1.0, 1.0], "bgr_to_rgb": False, "pad_size_divisor": 32}
+_RECIPES: dict[str, dict[str, Any]] = {
+    _PLAIN: {
+        **_CAFFE,
+        "data_preprocessor": {**_PIXELS, "mean": [102.9801, 115.9465, 122.7717]},
+        "bbox_head": {"norm_on_bbox": False, "centerness_on_reg": False},
+        "test_cfg": {"nms": {"iou_threshold": 0.5}},
     },
-    "backbone": {"style": "caffe"},
-    "neck": {"relu_before_extra_convs": True},
-    "bbox_head": {"norm_on_bbox": False, "centerness_on_reg": False},
+    _TRICKS: {
+        **_CAFFE,
+        "data_preprocessor": {**_PIXELS, "mean": [103.53, 116.28, 123.675]},
+        "bbox_head": {"norm_on_bbox": True, "centerness_on_reg": True},
+        "test_cfg": {"nms": {"iou_threshold": 0.6}},
+    },
 }
 _NO_CONFIG_NOTE = (
-    "No config is in the file (meta.cfg): what its shapes don't tell is taken from the recipe "
-    "fcos_r50-caffe_fpn_gn-head_1x_coco. If the model was trained with other settings, name "
+    "There is no readable config in the file (meta.cfg): what its shapes don't tell is taken from "
+    "the recipe {recipe}. If the model was trained with other settings, name "
     "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT, MODEL.RESNETS.STRIDE_IN_1X1, "
     "MODEL.FCOS.BOX_ACTIVATION (relu with norm_on_bbox), MODEL.FCOS.CENTERNESS_ON_CLS (False with "
     "centerness_on_reg) and MODEL.FCOS.NMS_THRESH_TEST (0.6 where that was set)."
 )
 
+# What is read of a config.
+_SECTIONS = ("model", "test_cfg", "data_preprocessor", "img_norm_cfg")
+# Options of its model of which ours computes one value, which is also theirs by default.
+_FIXED = {
+    "bbox_head.norm_cfg.num_groups": 32,
+    "bbox_head.loss_cls.use_sigmoid": True,
+    "neck.act_cfg": None,
+    "neck.upsample_cfg.mode": "nearest",
+}
+
 
 def recognise(names: Iterable[str]) -> bool:
     """See :mod:`fcos_d2.checkpoint.libraries`."""
-    return any(name.startswith("bbox_head.conv_centerness.") for name in names)
+    parts = tuple(f"bbox_head.{part}." for part in _PREDICTORS["centerness"])
+    return any(name.startswith(parts) for name in names)
 
 
 def rename(name: str, state: Mapping[str, Tensor]) -> str:
@@ -58,7 +84,8 @@ def rename(name: str, state: Mapping[str, Tensor]) -> str:
     part, _, rest = name.removeprefix("proposal_generator.head.").partition(".")
     if part in _TOWERS:
         return _rename_in_tower(f"bbox_head.{_TOWERS[part]}", rest, state)
-    return f"bbox_head.{_PREDICTORS.get(part, part)}.{rest}"
+    theirs = [f"bbox_head.{one}.{rest}" for one in _PREDICTORS.get(part, (part,))]
+    return next((one for one in theirs if one in state), theirs[0])
 
 
 def options(
@@ -69,14 +96,15 @@ def options(
     Raises:
         ValueError: the config asks for what this package's FCOS does not compute.
     """
-    config = _read_config(checkpoint)
-    model = config.get("model", _RECIPE)
-    notes = [] if "model" in config else [_NO_CONFIG_NOTE]
+    recipe = _recipe(state)
+    config, notes = _read_config(checkpoint)
+    if "model" not in config:
+        notes.append(_NO_CONFIG_NOTE.format(recipe=recipe))
+    model = config.get("model", _RECIPES[recipe])
     _check_model(model, architecture)
     head = _section(model, "bbox_head")
-    extra = _section(model, "neck").get("add_extra_convs")
     keys = {
-        **_input_options(config, model, notes),
+        **_input_options(config, model, recipe, notes),
         "MODEL.RESNETS.STRIDE_IN_1X1": _section(model, "backbone").get("style") == "caffe",
         "MODEL.FCOS.LOCATION_OFFSET": 0.5,
         "MODEL.FCOS.LOCATION_STEP": "stride",
@@ -87,10 +115,9 @@ def options(
         "MODEL.FCOS.SCORE_THRESH_ON": "cls",
         "MODEL.FCOS.TOPK_ON": "cls",
         "MODEL.FCOS.CLIP_BEFORE_NMS": True,
+        **_top_options(_section(model, "neck")),
         **_test_options(config, model, notes),
     }
-    if extra:
-        keys["MODEL.FCOS.TOP_BLOCK_IN_FEATURE"] = "p5" if extra == "on_output" else "res5"
     return keys, notes
 
 
@@ -133,36 +160,18 @@ def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     return meta if isinstance(meta, Mapping) else {}
 
 
-def _read_config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the dictionaries that the config's text assigns, without running it."""
+def _recipe(state: Mapping[str, Tensor]) -> str:
+    """The recipe that it is of, as far as tensors tell: only some have biases before norms."""
+    first = "bbox_head.cls_convs.0"
+    return _TRICKS if _norm_name(first, state) and f"{first}.conv.bias" in state else _PLAIN
+
+
+def _read_config(checkpoint: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the config's sections and a remark on what in them can't be read."""
     meta = _meta(checkpoint)
     text = meta.get("cfg") or meta.get("config")  # 3.x, 2.x
-    config = {}
-    try:
-        statements = ast.parse(text).body if isinstance(text, str) else []
-        for statement in statements:
-            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-                with contextlib.suppress(ValueError):
-                    config[statement.targets[0].id] = _value(statement.value)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # not the text of a config
-        return {}
-    return {name: value for name, value in config.items() if isinstance(value, dict)}
-
-
-def _value(node: ast.expr) -> Any:
-    """What an expression of constants and containers says, ``dict(key=...)`` included.
-
-    Raises:
-        ValueError: it is another expression.
-    """
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {word.arg: _value(word.value) for word in node.keywords}
-    if isinstance(node, ast.Dict):
-        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
-        return dict(zip(keys, map(_value, node.values), strict=True))
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item) for item in node.elts]
-    return ast.literal_eval(node)
+    config, unread = read_sections(text if isinstance(text, str) else "", _SECTIONS)
+    return config, [f"Unreadable in its config, so ignored: {', '.join(unread)}."] if unread else []
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -170,36 +179,63 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def _type(section: Mapping[str, Any], default: str) -> str:
+    """The name of a class, which may be there with its modules."""
+    return str(section.get("type", default)).rpartition(".")[2]
+
+
 def _check_model(model: Mapping[str, Any], architecture: Mapping[str, Any]) -> None:
     neck, head = _section(model, "neck"), _section(model, "bbox_head")
+    head_type = _type(head, "FCOSHead")
     levels = architecture["MODEL.FCOS.IN_FEATURES"]
     strides = [2 ** int(level[1:]) for level in levels]
-    problems = []
-    if head.get("type", "FCOSHead") != "FCOSHead":
-        problems.append(f"its bbox_head is a {head['type']}")
-    if "p7" in levels and not neck.get("relu_before_extra_convs"):
-        problems.append("its neck computes P7 without a ReLU on P6 (relu_before_extra_convs)")
-    if neck.get("add_extra_convs") == "on_lateral":
-        problems.append("its neck computes P6 from a lateral convolution (add_extra_convs)")
-    if head.get("strides", strides) != strides:
-        problems.append(f"its strides are {head['strides']}, not {strides}")
-    if problems:
-        raise ValueError(f"the config in it is not that of an FCOS as here: {'; '.join(problems)}.")
+    their_strides = head.get("strides", strides)
+    lacks_relu = "p7" in levels and not neck.get("relu_before_extra_convs")
+    is_lateral = neck.get("add_extra_convs") == "on_lateral"
+    problems = {
+        f"its bbox_head is a {head_type}": head_type != "FCOSHead",
+        "its neck computes P7 without a ReLU on P6 (relu_before_extra_convs)": lacks_relu,
+        "its neck computes P6 from a lateral convolution (add_extra_convs)": is_lateral,
+        f"its strides are {their_strides}, not {strides}": their_strides != strides,
+    }
+    for path, wanted in _FIXED.items():
+        *sections, option = path.split(".")
+        value = reduce(_section, sections, model).get(option, wanted)
+        problems[f"its {path} is {value}, not {wanted}"] = value != wanted
+    found = [problem for problem, is_there in problems.items() if is_there]
+    if found:
+        raise ValueError(f"the config in it is not that of an FCOS as here: {'; '.join(found)}.")
+
+
+def _top_options(neck: Mapping[str, Any]) -> dict[str, Any]:
+    """Where P6 comes from; nothing where only shapes tell."""
+    source = neck.get("add_extra_convs")
+    if not source:
+        return {}
+    if source is True:  # early in 2.x there was a second option
+        source = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
+    return {"MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5" if source == "on_output" else "res5"}
 
 
 def _input_options(
-    config: Mapping[str, Any], model: Mapping[str, Any], notes: list[str]
+    config: Mapping[str, Any], model: Mapping[str, Any], recipe: str, notes: list[str]
 ) -> dict[str, Any]:
     # 3.x has it in the model or beside it, 2.x beside it under another name.
     found = _section(model, "data_preprocessor") or _section(config, "data_preprocessor")
     if not found and "img_norm_cfg" in config:
         norm = config["img_norm_cfg"]
-        found = {**norm, "bgr_to_rgb": norm.get("to_rgb", True)}
+        found = {**norm, "bgr_to_rgb": norm.get("to_rgb", True), "pad_size_divisor": 32}
     if not (found.get("mean") and found.get("std")):
-        found = _RECIPE["data_preprocessor"]
+        found = _RECIPES[recipe]["data_preprocessor"]
         notes.append(
-            "The config in the file has no mean and std of pixels: those of the recipe are taken "
-            "(MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
+            "The config in the file has no mean and std of pixels: those of the recipe "
+            f"{recipe} are taken (MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
+        )
+    divisor = found.get("pad_size_divisor", 1)
+    if divisor != 32:
+        notes.append(
+            f"Its images are padded to multiples of {divisor} pixels (pad_size_divisor), here to "
+            "multiples of 32: predictions near the padding differ."
         )
     return {
         "MODEL.PIXEL_MEAN": [float(x) for x in found["mean"]],
@@ -214,11 +250,16 @@ def _test_options(
     # Beside the model early in 2.x; what is there in 3.x has none of these keys.
     found = _section(model, "test_cfg") or _section(config, "test_cfg")
     nms = _section(found, "nms")
-    if nms.get("type", "nms") != "nms":
-        notes.append(f"Its {nms['type']} is replaced by plain NMS.")
+    nms_type, least_size = _type(nms, "nms"), found.get("min_bbox_size", 0)
+    replaced = {
+        f"{nms_type} is replaced by plain NMS": nms_type != "nms",
+        "class_agnostic NMS is replaced by one for each class": nms.get("class_agnostic"),
+        f"min_bbox_size {least_size} is replaced by 0: only empty boxes go": least_size != 0,
+    }
+    notes += [f"Its {what}." for what, is_there in replaced.items() if is_there]
     return {
         "MODEL.FCOS.SCORE_THRESH_TEST": float(found.get("score_thr", 0.05)),
         "MODEL.FCOS.TOPK_CANDIDATES_TEST": int(found.get("nms_pre", 1000)),
-        "MODEL.FCOS.NMS_THRESH_TEST": float(nms.get("iou_threshold", 0.5)),
+        "MODEL.FCOS.NMS_THRESH_TEST": float(nms.get("iou_threshold", nms.get("iou_thr", 0.5))),
         "TEST.DETECTIONS_PER_IMAGE": int(found.get("max_per_img", 100)),
     }

@@ -9,6 +9,8 @@ from torchvision.models.detection import FCOS_ResNet50_FPN_Weights
 
 from ..resnet import torchvision_resnet_name
 
+FEWEST_TOP_LEVELS = 2
+
 _HEAD = {
     "cls_tower": "classification_head.conv",
     "cls_score": "classification_head.cls_logits",

@@ -34,6 +34,13 @@ def test_each_tensor_goes_to_its_place(make_state, assert_landed):
     assert_landed(converted, state, translate)
     assert converted.weights[f"{OURS}scales.4.scale"].shape == ()  # there it is a list of one
     assert "STRIDE_IN_1X1" in converted.notes[0]
+    for option in (
+        "SCORE_THRESH_ON score",
+        "SCORE_THRESH_TEST 0.2236",
+        "BOX_LOSS_WEIGHT centerness",
+        "QUALITY iou",
+    ):
+        assert f"MODEL.FCOS.{option}" in converted.notes[1]
 
 
 def test_its_options(make_state):
@@ -78,6 +85,24 @@ def test_four_levels(make_state, assert_landed):
     converted = convert(state)
     assert converted.cfg["MODEL.FCOS.IN_FEATURES"] == ["p3", "p4", "p5", "p6"]
     assert_landed(converted, state, translate)
+
+
+@pytest.mark.parametrize("levels", [3, 4, 5])
+def test_levels_without_scales(make_state, assert_landed, levels):
+    """TOP_LEVELS 0, 1 and 2 with USE_SCALE False."""
+    state = make_state("adelaidet", levels=levels, has_scales=False)
+    converted = convert(state)
+    assert converted.cfg["MODEL.FCOS.USE_SCALE"] is False
+    assert converted.cfg["MODEL.FCOS.IN_FEATURES"] == [f"p{n}" for n in range(3, 3 + levels)]
+    assert_landed(converted, state, translate)
+
+
+@pytest.mark.parametrize("end", ["weight", "bias"])
+def test_half_of_p7_tells_that_it_was_there(make_state, end):
+    state = make_state("adelaidet", has_scales=False)
+    del state[f"backbone.top_block.p7.{end}"]
+    with pytest.raises(ValueError, match=rf"missing, top_block \(1\): backbone.top_block.p7.{end}"):
+        convert(state)
 
 
 def test_no_norm_in_the_towers(make_state, assert_landed):

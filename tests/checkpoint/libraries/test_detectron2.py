@@ -124,3 +124,9 @@ def test_the_names_used_here_are_its_own(make_state, norm, kind):
     state = make_state("detectron2", kind=kind)
     made = {k.removeprefix("head."): x.shape for k, x in state.items() if k.startswith("head.")}
     assert made == {k: x.shape for k, x in head.state_dict().items()}
+
+
+def test_there_is_no_p6_without_p7(make_state):
+    state = {k: x for k, x in make_state("detectron2").items() if ".p7." not in k}
+    with pytest.raises(ValueError, match=r"missing, top_block \(2\): backbone\.top_block\.p7"):
+        convert(state)

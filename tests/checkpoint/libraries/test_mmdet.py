@@ -127,7 +127,7 @@ model = dict(
         start_level=1,
         type='FPN'),
     test_cfg=dict(
-        max_per_img=50, min_bbox_size=0, nms=dict(iou_threshold=0.6, type='{nms}'),
+        max_per_img=50, min_bbox_size=0, nms=dict(iou_threshold=0.6, type='nms'),
         nms_pre=500, score_thr=0.1),
     type='FCOS')
 test_cfg = dict(type='TestLoop')
@@ -136,7 +136,7 @@ train_pipeline = [dict(type='LoadImageFromFile'), ]
 
 
 def make_config(**what):
-    usual = {"head": "", "rgb": True, "extra": "'on_output'", "relu": True, "nms": "nms"}
+    usual = {"head": "", "rgb": True, "extra": "'on_output'", "relu": True}
     return CONFIG_3X.format(**{"style": "pytorch", **usual, **what})
 
 
@@ -205,6 +205,46 @@ test_cfg = dict(nms_pre=1000, score_thr=0.05, nms=dict(type='nms', iou_threshold
     assert converted.notes == []
 
 
+def test_the_first_names_and_options_of_mmdet_2(make_state, assert_landed):
+    """Predictors fcos_*, iou_thr, and P6 from P5 said by two options."""
+    new = make_state("mmdet")
+    state = {re.sub(r"conv_(cls|reg|centerness)", r"fcos_\1", k): x for k, x in new.items()}
+    assert "bbox_head.fcos_centerness.bias" in state and "bbox_head.conv_cls.bias" not in state
+    text = """
+img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=False)
+model = dict(neck=dict(
+    add_extra_convs=True, extra_convs_on_inputs=False, relu_before_extra_convs=True))
+test_cfg = dict(nms=dict(type='nms', iou_thr=0.7))
+"""
+    converted = convert({"state_dict": state, "meta": {"config": text}})
+    assert converted.source == "mmdet"
+    assert_landed(
+        converted, state, lambda k: translate(k.replace(".fcos_", ".conv_")), TOWER_BIASES
+    )
+    assert converted.cfg["MODEL.FCOS.TOP_BLOCK_IN_FEATURE"] == "p5"
+    assert converted.cfg["MODEL.FCOS.NMS_THRESH_TEST"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["'mmdet.models.dense_heads.FCOSHead'", "FCOSHead", "d.FCOSHead"])
+def test_a_type_with_its_modules_or_a_class(make_state, name):
+    text = make_config(head="norm_on_bbox=True,")
+    converted = read(make_state, text.replace("'FCOSHead'", name))
+    assert converted.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "relu"
+    assert converted.notes == []
+    with pytest.raises(ValueError, match="its bbox_head is a NASFCOSHead"):
+        read(make_state, text.replace("'FCOSHead'", name.replace("FCOSHead", "NASFCOSHead")))
+
+
+def test_what_is_unreadable_in_a_config_is_left_out(make_state):
+    head = "norm_on_bbox=True, regress_ranges=((-1, 64), (64, float('inf'))),"
+    converted = read(make_state, make_config(head=head))
+    assert converted.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "relu"
+    assert converted.cfg["MODEL.FCOS.TOPK_CANDIDATES_TEST"] == 500
+    assert converted.notes == [
+        "Unreadable in its config, so ignored: model.bbox_head.regress_ranges."
+    ]
+
+
 @pytest.mark.parametrize("text", [None, "", "/home/me/fcos.py\nmodel = (", "(" * 5000, "x = 1"])
 def test_without_a_config_the_recipe_and_a_remark(make_state, text):
     converted = read(make_state, text)
@@ -215,7 +255,26 @@ def test_without_a_config_the_recipe_and_a_remark(make_state, text):
     assert converted.cfg["MODEL.RESNETS.STRIDE_IN_1X1"] is True
     assert converted.cfg["MODEL.FCOS.NMS_THRESH_TEST"] == 0.5
     (note,) = converted.notes
-    assert "No config is in the file" in note and "MODEL.FCOS.BOX_ACTIVATION" in note
+    assert "no readable config" in note and "MODEL.FCOS.BOX_ACTIVATION" in note
+    assert "the recipe fcos_r50-caffe_fpn_gn-head_1x_coco." in note
+
+
+def test_without_a_config_biases_before_norms_tell_the_recipe(make_state):
+    converted = convert(make_state("mmdet", bias=True))
+    wanted = {
+        "MODEL.FCOS.BOX_ACTIVATION": "relu",
+        "MODEL.FCOS.CENTERNESS_ON_CLS": False,
+        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+        "INPUT.FORMAT": "BGR",
+        "MODEL.RESNETS.STRIDE_IN_1X1": True,
+        "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
+    }
+    assert {key: converted.cfg[key] for key in wanted} == wanted
+    (note,) = converted.notes
+    assert "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco." in note
+    no_norm = convert(make_state("mmdet", kind=""))  # where biases are usual
+    assert no_norm.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "exp"
 
 
 def test_overrides_go_before_it(make_state):
@@ -226,17 +285,33 @@ def test_overrides_go_before_it(make_state):
 
 def test_the_config_is_not_run(make_state, tmp_path):
     path = tmp_path / "ran"
-    text = f"model = dict(bbox_head=dict(x=open({str(path)!r}, 'w')))\n"
+    text = f"model = dict(bbox_head=dict(x=open({str(path)!r}, 'w')), "
+    text += "neck=dict(relu_before_extra_convs=True))\n"
     text += f"open({str(path)!r}, 'w')"
     converted = read(make_state, text)
     assert not path.exists()
-    assert "No config is in the file" in converted.notes[0]
-
-
-def test_what_else_nms_can_be_is_said(make_state):
-    assert read(make_state, make_config(nms="soft_nms")).notes == [
-        "Its soft_nms is replaced by plain NMS."
+    assert converted.notes == ["Unreadable in its config, so ignored: model.bbox_head.x."] + [
+        "The config in the file has no mean and std of pixels: those of the recipe "
+        "fcos_r50-caffe_fpn_gn-head_1x_coco are taken "
+        "(MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "note"),
+    [
+        ("type='nms'", "type='soft_nms'", "Its soft_nms is replaced by plain NMS."),
+        ("type='nms'", "type='nms', class_agnostic=True", "class_agnostic NMS is replaced"),
+        ("min_bbox_size=0", "min_bbox_size=16", "Its min_bbox_size 16 is replaced by 0"),
+        ("min_bbox_size=0", "min_bbox_size=-1", "Its min_bbox_size -1 is replaced by 0"),
+        ("pad_size_divisor=32", "pad_size_divisor=128", "to multiples of 128 pixels"),
+        ("pad_size_divisor=32,", "", "to multiples of 1 pixels"),  # the default
+    ],
+)
+def test_differences_in_detail_are_said(make_state, old, new, note):
+    (said,) = read(make_state, make_config().replace(old, new)).notes
+    assert note in said
+    assert read(make_state, make_config()).notes == []
 
 
 @pytest.mark.parametrize(
@@ -244,11 +319,30 @@ def test_what_else_nms_can_be_is_said(make_state):
     [
         ({"relu": False}, "without a ReLU on P6"),
         ({"extra": "'on_lateral'"}, "P6 from a lateral convolution"),
+        (
+            {"head": "norm_cfg=dict(type='GN', num_groups=16),"},
+            "its bbox_head.norm_cfg.num_groups is 16, not 32",
+        ),
+        (
+            {"head": "loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False),"},
+            "its bbox_head.loss_cls.use_sigmoid is False, not True",
+        ),
+        ({"relu": "True, act_cfg=dict(type='ReLU')"}, "its neck.act_cfg is .*'ReLU'.*, not None"),
+        (
+            {"relu": "True, upsample_cfg=dict(mode='bilinear')"},
+            "its neck.upsample_cfg.mode is bilinear, not nearest",
+        ),
     ],
 )
 def test_configs_of_other_networks_are_refused(make_state, what, message):
     with pytest.raises(ValueError, match=message):
         read(make_state, make_config(**what))
+
+
+def test_usual_options_may_be_in_a_config(make_state):
+    head = "norm_cfg=dict(type='GN', num_groups=32), loss_cls=dict(use_sigmoid=True),"
+    relu = "True, act_cfg=None, upsample_cfg=dict(mode='nearest')"
+    assert read(make_state, make_config(head=head, relu=relu)).notes == []
 
 
 def test_another_head_or_other_strides_are_refused(make_state):

@@ -164,3 +164,11 @@ def test_another_backbone_is_refused():
         state = FCOS(backbone, 4).state_dict()
     with pytest.raises(ValueError, match="its backbone is no ResNet-18, -34"):
         convert(state, partial=True)
+
+
+def test_there_is_no_p6_without_p7(make_state):
+    state = {k: x for k, x in make_state("torchvision").items() if ".p7." not in k}
+    with pytest.raises(
+        ValueError, match=r"missing, top_block \(2\): backbone\.fpn\.extra_blocks\.p7"
+    ):
+        convert(state)
