@@ -56,8 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, ", end="")
     print(f"Detectron2 {detectron2.__version__}, {torch.get_num_threads()} CPU threads")
-    rows = [(MEANING[name], value) for name, value in dataclasses.asdict(parity).items()]
-    print(tabulate.tabulate(rows, floatfmt=".2g"))
+    values = dataclasses.asdict(parity)
+    rows = [(MEANING[k], x if isinstance(x, int) else f"{x:.2g}") for k, x in values.items()]
+    print(tabulate.tabulate(rows, disable_numparse=True))
     return 0
 
 
