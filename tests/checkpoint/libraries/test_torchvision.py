@@ -11,6 +11,7 @@ from torchvision.models.detection.backbone_utils import mobilenet_backbone, resn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from fcos_d2.checkpoint import convert
+from fcos_d2.checkpoint.libraries.torchvision import rename
 
 RESNET = [
     (r"conv1\.", "stem.conv1."),
@@ -172,3 +173,15 @@ def test_there_is_no_p6_without_p7(make_state):
         ValueError, match=r"missing, top_block \(2\): backbone\.fpn\.extra_blocks\.p7"
     ):
         convert(state)
+
+
+def test_there_and_back_again(make_state):
+    """The names go both ways: torchvision's model takes its own tensors back from ours."""
+    state = make_state("torchvision")
+    weights = convert(state).weights
+    back = {rename(name, state): tensor for name, tensor in weights.items()}
+    assert len(back) == len(weights)
+    wanted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    assert back.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(back[name], tensor), name
