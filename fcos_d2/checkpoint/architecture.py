@@ -120,10 +120,14 @@ def _infer_head(shape_of: ShapeOf) -> dict[str, Any]:
             if len(shape_of(f"{_HEAD}.{tower}.{i}.weight") or ()) == 4
         ]
         keys[key] = convs[-1] // modules_per_conv + 1 if convs else 0
+    has_no_quality = all(
+        shape_of(f"{_HEAD}.centerness.{kind}") is None for kind in ("weight", "bias")
+    )
     return {
         **keys,
         "MODEL.FCOS.NORM": norm,
         "MODEL.FCOS.USE_SCALE": _last(shape_of, f"{_HEAD}.scales.{{}}.scale") >= 0,
+        "MODEL.FCOS.QUALITY": "none" if has_no_quality else "centerness",
         "MODEL.FCOS.CLASS_AGNOSTIC": False,
     }
 

@@ -18,7 +18,6 @@ FACT_KEYS = (
     "MODEL.FCOS.LOCATION_OFFSET",
     "MODEL.FCOS.LOCATION_STEP",
     "MODEL.FCOS.BOX_ACTIVATION",
-    "MODEL.FCOS.QUALITY",
     "MODEL.FCOS.CENTERNESS_ON_CLS",
 )
 
@@ -45,6 +44,8 @@ ARCHITECTURE_KEYS = (
     "MODEL.FCOS.NUM_BOX_CONVS",
     "MODEL.FCOS.NORM",
     "MODEL.FCOS.USE_SCALE",
+    # Training may go on with another: the branch is the same for both.
+    "MODEL.FCOS.QUALITY",
     "MODEL.FCOS.CLASS_AGNOSTIC",
 )
 

@@ -164,3 +164,13 @@ def test_a_lazy_model_saves_no_keys(tiny_cfg, tmp_path):
     tiny_cfg.MODEL.LAZY = "a model"
     FCOSCheckpointer(model, str(tmp_path), cfg=tiny_cfg).save("a")
     assert read_info(str(tmp_path / "a.pth")).cfg == {}
+
+
+def test_training_may_go_on_with_another_quality(tiny_cfg, tmp_path):
+    """The branch is the same for centerness and IoU: what it learns is the recipe's to say."""
+    torch.save({"model": {}, "cfg": {"MODEL.FCOS.QUALITY": "centerness"}}, tmp_path / "a.pth")
+    tiny_cfg.MODEL.FCOS.QUALITY = "iou"
+    apply_checkpoint_keys(tiny_cfg, str(tmp_path / "a.pth"), training=True)
+    assert tiny_cfg.MODEL.FCOS.QUALITY == "iou"
+    apply_checkpoint_keys(tiny_cfg, str(tmp_path / "a.pth"), training=False)
+    assert tiny_cfg.MODEL.FCOS.QUALITY == "centerness"
