@@ -168,9 +168,9 @@ def test_a_lazy_model_saves_no_keys(tiny_cfg, tmp_path):
 
 def test_training_may_go_on_with_another_quality(tiny_cfg, tmp_path):
     """The branch is the same for centerness and IoU: what it learns is the recipe's to say."""
-    torch.save({"model": {}, "cfg": {"MODEL.FCOS.QUALITY": "centerness"}}, tmp_path / "a.pth")
+    path = save(tmp_path / "a.pth", cfg={"MODEL.FCOS.QUALITY": "centerness"})
     tiny_cfg.MODEL.FCOS.QUALITY = "iou"
-    apply_checkpoint_keys(tiny_cfg, str(tmp_path / "a.pth"), training=True)
+    apply_checkpoint_keys(tiny_cfg, path, training=True)
     assert tiny_cfg.MODEL.FCOS.QUALITY == "iou"
-    apply_checkpoint_keys(tiny_cfg, str(tmp_path / "a.pth"), training=False)
+    apply_checkpoint_keys(tiny_cfg, path, training=False)
     assert tiny_cfg.MODEL.FCOS.QUALITY == "centerness"
