@@ -55,9 +55,13 @@ def read_info(path: str) -> CheckpointInfo:
 def keys_to_save(cfg: CfgNode) -> dict[str, Any]:
     """Return the keys that a trained model needs to be built and used as it was trained.
 
-    A model from a Python file (MODEL.LAZY) is not described by keys, so there are none.
+    Of a model with more in it than FCOS they tell the facts alone: its other parts have keys of
+    their own. A model from a Python file (MODEL.LAZY) is not described by keys, so there are none.
     """
-    return {} if cfg.MODEL.LAZY else collect_keys(cfg, FACT_KEYS + ARCHITECTURE_KEYS)
+    if cfg.MODEL.LAZY:
+        return {}
+    is_fcos = cfg.MODEL.META_ARCHITECTURE == "FCOS"
+    return collect_keys(cfg, FACT_KEYS + (ARCHITECTURE_KEYS if is_fcos else ()))
 
 
 def apply_checkpoint_keys(
