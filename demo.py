@@ -29,7 +29,10 @@ def get_parser() -> argparse.ArgumentParser:
         "--threshold", type=float, default=0.5, help="least score of a detection that is drawn"
     )
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs over the config"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE pairs over the config; TEST.OPTIMIZE bfloat16 makes it faster",
     )
     return parser
 

@@ -8,6 +8,10 @@ from detectron2.data import MetadataCatalog
 
 def add_fcos_config(cfg: CN) -> None:
     """Add the default values of every key that fcos_d2 reads to ``cfg``, in place."""
+    # Keep weights, and so feature maps, channel after channel at each pixel (NHWC): faster
+    # convolutions on GPUs with half precision. For Trainer and Predictor; elsewhere call
+    # model.to(memory_format=torch.channels_last).
+    cfg.MODEL.CHANNELS_LAST = False
     # A model as a Detectron2 lazy config, in YAML text; set by a --config-file that ends in .py.
     cfg.MODEL.LAZY = ""
 
@@ -59,6 +63,10 @@ def add_fcos_config(cfg: CN) -> None:
     # "none" or "centerness" (each positive weighted by its centerness target).
     cfg.MODEL.FCOS.BOX_LOSS_WEIGHT = "none"
 
+    # Give every tensor of the losses a size that does not depend on the data, as a CUDA graph needs
+    # it: nothing waits for the device, and nothing is logged beside the losses.
+    cfg.MODEL.FCOS.STATIC_SHAPES = False
+
     # Inference. The score that is reported: "sqrt" of class times quality, or their "product".
     cfg.MODEL.FCOS.SCORE = "sqrt"
     # Candidates need more than this, in what SCORE_THRESH_ON says: "score", the one that is
@@ -86,6 +94,17 @@ def add_fcos_config(cfg: CN) -> None:
     cfg.INPUT.DIFFICULT = "ignore"
     # What training does with crowd regions (COCO): "ignore" or "drop".
     cfg.INPUT.CROWD = "ignore"
+
+    # Decode JPEG files at 1/2, 1/4 or 1/8 of their size where the resizing that follows makes them
+    # at least that much smaller.
+    cfg.INPUT.REDUCED_JPEG_TRAIN = True
+    cfg.INPUT.REDUCED_JPEG_TEST = False
+
+    # Prepare the model for inference (--eval-only, demo.py; not the evaluations during training):
+    # "none", or the precision of its convolutions: "float32", "bfloat16" or "float16" (CUDA).
+    cfg.TEST.OPTIMIZE = "none"
+    # Compile it as well: minutes at the start, faster afterwards.
+    cfg.TEST.COMPILE = False
 
     # Skip boxes that are empty, inverted or outside their image, with a count, instead of an error.
     cfg.DATASETS.SKIP_BAD_BOXES = False

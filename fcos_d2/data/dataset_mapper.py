@@ -1,12 +1,13 @@
-"""Records to what the model trains on, ignored objects included."""
-
-import copy
+"""Records to what the model takes: images, and in training boxes, ignored objects included."""
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from .images import read_image, reduction
 
 DIFFICULT_CHOICES = ("ignore", "train", "drop")
 CROWD_CHOICES = ("ignore", "drop")
@@ -27,6 +28,8 @@ class DetectionDatasetMapper:
         image_format: str = "BGR",
         difficult: str = "ignore",
         crowd: str = "ignore",
+        reduced_jpeg: bool = False,
+        is_train: bool = True,
     ):
         """Fix what is done to each record.
 
@@ -35,6 +38,10 @@ class DetectionDatasetMapper:
             image_format: order of the channels.
             difficult: what becomes of objects marked difficult: "ignore", "train" or "drop".
             crowd: what becomes of crowd regions: "ignore" or "drop".
+            reduced_jpeg: decode JPEG files at 1/2, 1/4 or 1/8 of their size where the first
+                augmentation is a ``ResizeShortestEdge`` that makes them at least that much
+                smaller. It resizes to the same size either way, and boxes are the same.
+            is_train: give the objects; without them only the image is mapped.
 
         Raises:
             ValueError: an unknown choice.
@@ -43,50 +50,76 @@ class DetectionDatasetMapper:
             raise ValueError(f"INPUT.DIFFICULT is {difficult!r}, not one of {DIFFICULT_CHOICES}.")
         if crowd not in CROWD_CHOICES:
             raise ValueError(f"INPUT.CROWD is {crowd!r}, not one of {CROWD_CHOICES}.")
-        self.augmentations = T.AugmentationList(augmentations)
+        self.augmentations = list(augmentations)
         self.image_format = image_format
         self.difficult = difficult
         self.crowd = crowd
+        self.reduced_jpeg = reduced_jpeg
+        self.is_train = is_train
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
         """Map ``cfg.INPUT`` to the constructor's arguments."""
-        augmentations = utils.build_augmentation(cfg, is_train=True)
-        if cfg.INPUT.CROP.ENABLED:
+        augmentations = utils.build_augmentation(cfg, is_train)
+        if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
         return {
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "difficult": cfg.INPUT.DIFFICULT,
             "crowd": cfg.INPUT.CROWD,
+            "reduced_jpeg": cfg.INPUT[f"REDUCED_JPEG_{'TRAIN' if is_train else 'TEST'}"],
+            "is_train": is_train,
         }
 
     def __call__(self, record: dict) -> dict:
         """Map a record of a data set (Detectron2's standard format) to an input of the model.
 
         Returns:
-            The record without its annotations, with ``image`` (C, H, W) uint8 and ``instances``:
-            ``gt_boxes`` (XYXY pixels of ``image``), ``gt_classes`` and ``gt_ignore`` (bool).
+            The record without its annotations, with ``image`` (C, H, W) uint8 and in training
+            ``instances``: ``gt_boxes`` (XYXY pixels of ``image``), ``gt_classes`` and
+            ``gt_ignore`` (bool).
         """
-        record = copy.deepcopy(record)
-        image = utils.read_image(record["file_name"], format=self.image_format)
-        utils.check_image_size(record, image)
+        record = dict(record)
+        annotations = record.pop("annotations", [])
+        image, transforms = self._read(record)
+        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        if self.is_train:
+            record["instances"] = self._instances(annotations, transforms, image.shape[:2])
+        return record
+
+    def _read(self, record: dict) -> tuple[np.ndarray, T.TransformList]:
+        """Read and augment the image; the transforms are those of its full size."""
+        factor, resize = 1, None
+        first = self.augmentations[0] if self.augmentations else None
+        if self.reduced_jpeg and isinstance(first, T.ResizeShortestEdge):
+            # It looks at the size alone.
+            shape = (record["height"], record["width"], 3)
+            resize = first.get_transform(np.broadcast_to(np.uint8(0), shape))
+            factor = reduction(resize)
+        image = read_image(record, self.image_format, factor)
+        if resize is None:
+            augmentations, transforms = self.augmentations, T.TransformList([])
+        else:
+            augmentations, transforms = self.augmentations[1:], T.TransformList([resize])
+            image = _resized(image, resize)
         aug_input = T.AugInput(image)
-        transforms = self.augmentations(aug_input)
-        image = aug_input.image
-        annotations = [x for x in record.pop("annotations", []) if not self._is_dropped(x)]
-        annotations = [
-            utils.transform_instance_annotations(x, transforms, image.shape[:2])
-            for x in annotations
-        ]
-        instances = utils.annotations_to_instances(annotations, image.shape[:2])
+        transforms = transforms + T.AugmentationList(augmentations)(aug_input)
+        return aug_input.image, transforms
+
+    def _instances(
+        self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]
+    ) -> Instances:
+        annotations = [x for x in annotations if not self._is_dropped(x)]
+        # Only boxes: there is no need to transform polygons.
+        boxes = [{k: x[k] for k in ("bbox", "bbox_mode", "category_id")} for x in annotations]
+        boxes = [utils.transform_instance_annotations(x, transforms, size) for x in boxes]
+        instances = utils.annotations_to_instances(boxes, size)
         instances.gt_ignore = torch.tensor(
             [self._is_ignored(x) for x in annotations], dtype=torch.bool
         )
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         # A crop can leave nothing of a box.
-        record["instances"] = utils.filter_empty_instances(instances)
-        return record
+        return utils.filter_empty_instances(instances)
 
     def _is_dropped(self, annotation: dict) -> bool:
         if annotation.get("iscrowd", 0):
@@ -97,3 +130,12 @@ class DetectionDatasetMapper:
         if annotation.get("iscrowd", 0):
             return True
         return bool(annotation.get("difficult", 0)) and self.difficult == "ignore"
+
+
+def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
+    """Resize an image, decoded at any size, to what ``resize`` makes of the full one."""
+    if not isinstance(resize, T.ResizeTransform):
+        return resize.apply_image(image)
+    height, width = image.shape[:2]
+    same = T.ResizeTransform(height, width, resize.new_h, resize.new_w, resize.interp)
+    return same.apply_image(image)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 NUM_CLASSES = "model.proposal_generator.head.num_classes"
 # Keys that the model of a yaml recipe is built from, and a lazy one is not.
 _MODEL_KEYS = ("MODEL.", "TEST.DETECTIONS_PER_IMAGE", "VIS_PERIOD")
-_OTHER_KEYS = ("MODEL.WEIGHTS", "MODEL.DEVICE")
+_OTHER_KEYS = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.CHANNELS_LAST")
 
 
 def merge_config(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:

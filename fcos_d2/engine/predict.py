@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
+from ..modeling.optimize import inference_options, optimize_for_inference
 from .checks import class_nodes
 
 logger = logging.getLogger(__name__)
@@ -44,13 +46,16 @@ class Predictor(DefaultPredictor):
 
         Raises:
             FileNotFoundError: the checkpoint is not there.
-            ValueError: it is not a trained FCOS, or the config is one of proposals only.
+            ValueError: it is not a trained FCOS, the config is one of proposals only, or
+                TEST.OPTIMIZE or TEST.COMPILE can't be had.
+            RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
         """
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             raise ValueError(
                 "MODEL.META_ARCHITECTURE ProposalNetwork gives proposals, no detections to draw: "
                 "train_net.py --eval-only measures their recall."
             )
+        options = inference_options(cfg)
         cfg = cfg.clone()
         cfg.defrost()
         names, num_classes, _ = read_info(cfg.MODEL.WEIGHTS)
@@ -65,6 +70,10 @@ class Predictor(DefaultPredictor):
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
         FCOSCheckpointer(self.model, for_inference=True).load(weights)
+        if self.cfg.MODEL.CHANNELS_LAST:
+            self.model.to(memory_format=torch.channels_last)
+        if options:
+            self.model = optimize_for_inference(self.model, **options)
         names = names or [str(k) for k in range(self.cfg.MODEL.FCOS.NUM_CLASSES)]
         self.metadata = Metadata().set(thing_classes=list(names))
 

@@ -126,7 +126,7 @@ class TrainLoop(SimpleTrainer):
         if self.grad_scaler.is_enabled():
             return  # it passes over such a step itself, and tries a smaller scale
         grads = {k: p.grad for k, p in self.model.named_parameters() if p.grad is not None}
-        finite = torch.stack([x.norm() for x in grads.values()]).isfinite().tolist()
+        finite = torch.stack(torch._foreach_norm(list(grads.values()))).isfinite().tolist()
         bad = [name for name, good in zip(grads, finite, strict=True) if not good]
         if bad:
             raise self._error(

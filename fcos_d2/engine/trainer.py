@@ -7,7 +7,7 @@ import weakref
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.engine.hooks import EvalHook
@@ -17,11 +17,12 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import FCOSCheckpointer
-from ..data import class_names, load_records
+from ..data import DetectionDatasetMapper, class_names, load_records
 from ..data.loader import TrainLoader, build_train_loader
 from ..evaluation import DetectionEvaluator
 from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
+from ..modeling.optimize import inference_options, optimize_for_inference
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,16 @@ class Trainer(DefaultTrainer):
         ]
 
     @classmethod
+    def build_model(cls, cfg) -> nn.Module:
+        """Build the model; MODEL.CHANNELS_LAST says how its weights lie in memory.
+
+        The images need no change: a convolution takes the memory format of its weights, and gives
+        it to the feature maps.
+        """
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
+
+    @classmethod
     def build_train_loader(cls, cfg) -> TrainLoader:
         """Build the loader of DATASETS.TRAIN."""
         return build_train_loader(cfg)
@@ -125,7 +136,7 @@ class Trainer(DefaultTrainer):
         """Build the loader of one of DATASETS.TEST, one image a batch."""
         return build_detection_test_loader(
             load_records(dataset_name),
-            mapper=DatasetMapper(cfg, is_train=False),
+            mapper=DetectionDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
 
@@ -167,12 +178,21 @@ def distribute(model: nn.Module) -> nn.Module:
 def evaluate(cfg, resume: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
 
+    The model is optimized as TEST.OPTIMIZE and TEST.COMPILE say.
+
     Returns:
         The results of each of DATASETS.TEST (of the only one, where there is one).
+
+    Raises:
+        ValueError: TEST.OPTIMIZE or TEST.COMPILE can't be had.
+        RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
     """
+    options = inference_options(cfg)
     model: nn.Module = Trainer.build_model(cfg)
     checkpointer = FCOSCheckpointer(
         model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TEST[0]), for_inference=True
     )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    if options:
+        model = optimize_for_inference(model, **options)
     return Trainer.test(cfg, model)

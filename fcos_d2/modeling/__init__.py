@@ -8,6 +8,7 @@ from .locations import Locations, compute_locations
 from .losses import fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
 from .meta_arch import FCOS
+from .optimize import optimize_for_inference
 from .proposal_generator import FCOSProposalGenerator
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "build_fcos_resnet_fpn_backbone",
     "compute_locations",
     "fcos_losses",
+    "optimize_for_inference",
 ]

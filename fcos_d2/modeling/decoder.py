@@ -1,16 +1,22 @@
 """`FCOSDecoder`: predictions at locations to detected `Instances`."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from .locations import Locations
 
 
 class FCOSDecoder:
-    """Score, select, decode, clip and suppress (paper, section 3.1, "inference")."""
+    """Score, select, decode, clip and suppress (paper, section 3.1, "inference").
+
+    All images and levels go through each step together. Only locations whose best class is above
+    the threshold are looked at class by class.
+    """
 
     @configurable
     def __init__(
@@ -99,28 +105,41 @@ class FCOSDecoder:
         """
         # Under tracing Detectron2's image sizes are tensors, which as_tensor takes as well.
         sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
-        limits = sizes.to(locations.points).flip(1).repeat(1, 2)  # width, height, width, height
-        image, place, classes, scores = self._select(locations, logits, quality)
-        boxes = decode_boxes(
-            locations.points[place], locations.strides[place], ltrb[image, place].float()
+        height, width = sizes.to(locations.points).unbind(1)
+        limits = torch.stack((width, height, width, height), dim=1)
+        image, place, classes, scores, rating = self._candidates(logits, quality)
+        points, strides = _take(place, locations.points, locations.strides)
+        boxes = decode_boxes(points, strides, ltrb[image, place].float())
+        clipped = boxes.clamp(min=0).minimum(limits.index_select(0, image))
+        keep = self._is_among_best(locations, image, place, rating)
+        keep = keep & (self._large(clipped) if self.clip_before_nms else boxes.isfinite().all(1))
+        boxes, clipped, scores, classes, image = _filter(
+            keep, boxes, clipped, scores, classes, image
         )
-        clipped = boxes.clamp(min=0).minimum(limits[image])
-        candidates = boxes
-        keep = torch.arange(len(boxes), device=boxes.device)
-        if self.clip_before_nms:
-            candidates, keep = clipped, self._large(clipped).nonzero().squeeze(1)
-        group = image * logits.shape[2] + classes
-        keep = keep[_suppress(candidates[keep], scores[keep], group[keep], self.nms_thresh)]
+        # On the CPU the time of NMS grows with the square of the boxes; elsewhere each call costs
+        # launches and a wait. A trace can't hold the number of boxes of each image.
+        by_image = boxes.device.type == "cpu" and not torch.jit.is_tracing()
+        suppress = _suppress_by_image if by_image else _suppress_at_once
+        kept = suppress(
+            clipped if self.clip_before_nms else boxes,
+            scores,
+            classes,
+            image,
+            len(image_sizes),
+            self.nms_thresh,
+            self.max_detections,
+        )
         results = []
-        for index, size in enumerate(image_sizes):
-            best = keep[image[keep] == index][: self.max_detections]
-            best = best[self._large(clipped[best])]
+        for size, best in zip(image_sizes, kept, strict=True):
+            if not self.clip_before_nms:
+                best = best[self._large(clipped[best])]
+            pred_boxes, pred_scores, pred_classes = _take(best, clipped, scores, classes)
             results.append(
                 Instances(
                     size,
-                    pred_boxes=Boxes(clipped[best]),
-                    scores=scores[best],
-                    pred_classes=classes[best],
+                    pred_boxes=Boxes(pred_boxes),
+                    scores=pred_scores,
+                    pred_classes=pred_classes,
                 )
             )
         return results
@@ -128,47 +147,153 @@ class FCOSDecoder:
     def _large(self, boxes: Tensor) -> Tensor:
         return ((boxes[:, 2:] - boxes[:, :2]) > self.min_box_size).all(1)
 
-    def _select(
-        self, locations: Locations, logits: Tensor, quality: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Take the best candidates of each level.
+    def _candidates(
+        self, logits: Tensor, quality: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return what is above the threshold: image, location, class, score, rating (R,) each.
 
-        Returns:
-            Image, location, class and score of each of them, all (R,).
+        Image by image, best score first. The rating is what the best of a level are chosen by.
         """
-        num_classes = logits.shape[2]
-        found, start = [], 0
-        for length in locations.level_lengths:
-            end = start + length
-            cls = logits[:, start:end].float().sigmoid()  # (N, L_l, K)
-            score = self._score(cls, None if quality is None else quality[:, start:end, None])
-            good = (score if self.score_thresh_on == "score" else cls) > self.score_thresh
-            # Below every probability where the threshold is not reached.
-            rank = torch.where(good, score if self.topk_on == "score" else cls, -1.0).flatten(1)
-            best, flat = rank.topk(min(self.topk_candidates, rank.shape[1]), dim=1)
-            image, column = (best >= 0).nonzero(as_tuple=True)
-            flat = flat[image, column]
-            place = flat.div(num_classes, rounding_mode="floor")
-            found.append((image, place + start, flat % num_classes, score.flatten(1)[image, flat]))
-            start = end
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        on_score = self.score_thresh_on == "score"
+        # The root is taken of what is left: it changes no order.
+        root = self.score == "sqrt" and quality is not None
+        bound = self.score_thresh
+        if root and on_score:
+            bound *= abs(bound)
+        # The score grows with the probability, so the best class tells whether any is above. Only
+        # what is surely not goes: the maximum of classes of which one is NaN is NaN.
+        cls, product = _rate(logits.amax(2), quality)
+        cell = (~((product if on_score else cls) <= bound)).flatten().nonzero().squeeze(1)
+        image, place = _divide(cell, logits.shape[1])
+        own_quality = None if quality is None else _take(cell, quality.flatten())[0][:, None]
+        cls, product = _rate(logits[image, place], own_quality)
+        # With the threshold on the probability, the quality may still be NaN.
+        above = product > bound if on_score else (cls > bound) & (product >= 0)
+        entry = above.flatten().nonzero().squeeze(1)
+        (scores,) = _take(entry, product.flatten())
+        scores = scores.sqrt_() if root else scores
+        # A score is at most 1: images stay one after the other, exactly so in float64.
+        row, classes = _divide(entry, logits.shape[2])
+        image, place = _take(row, image, place)
+        order = (scores.double() - 2 * image).argsort(descending=True, stable=True)
+        entry, image, place, classes, scores = _take(order, entry, image, place, classes, scores)
+        rating = scores if self.topk_on == "score" else _take(entry, cls.flatten())[0]
+        return image, place, classes, scores, rating
 
-    def _score(self, cls: Tensor, quality: Tensor | None) -> Tensor:
-        if quality is None:
-            return cls
-        product = cls * quality.float().sigmoid()
-        return product.sqrt() if self.score == "sqrt" else product
+    def _is_among_best(
+        self, locations: Locations, image: Tensor, place: Tensor, rating: Tensor
+    ) -> Tensor:
+        """Tell which candidates are among the best of their level, of equal ones the first."""
+        if len(rating) <= self.topk_candidates and not torch.jit.is_tracing():
+            return torch.ones_like(image, dtype=torch.bool)
+        group = image * len(locations.level_sizes) + locations.level_of(place)
+        asking = group.device.type == "cpu" and not torch.jit.is_tracing()  # elsewhere that waits
+        if asking and group.bincount().max() <= self.topk_candidates:
+            return torch.ones_like(image, dtype=torch.bool)
+        if self.topk_on == "score":  # they come in this order
+            order = group.argsort(stable=True)
+        else:
+            order = rating.argsort(descending=True, stable=True)
+            order = order[group[order].argsort(stable=True)]
+        ordered = group[order]
+        position = torch.arange(len(order), device=order.device)
+        position = position - torch.searchsorted(ordered, ordered)
+        return torch.empty_like(order).scatter_(0, order, position) < self.topk_candidates
 
 
-def _suppress(boxes: Tensor, scores: Tensor, group: Tensor, threshold: float) -> Tensor:
-    """One NMS for the whole batch: boxes of different groups, images or classes, never meet.
+def _rate(logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return class probability, and its product with the quality."""
+    cls = logits.float().sigmoid()
+    return cls, cls if quality is None else cls * quality.float().sigmoid()
 
-    ``batched_nms`` moves the groups apart by the largest coordinate, so none may be negative; and
-    these offsets are large, so it is done in float64.
+
+def _suppress_at_once(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    image: Tensor,
+    num_images: int,
+    threshold: float,
+    limit: int,
+) -> list[Tensor]:
+    """Class-wise NMS in one call: for each image up to ``limit`` indices, best first.
+
+    (``batched_nms`` does this only for few boxes, and goes through the classes one by one for
+    many; and it takes coordinates for positive.)
+
+    Args:
+        boxes: (R, 4), finite, image by image, best score first.
+        scores: (R,).
+        classes: (R,).
+        image: (R,) index of the image.
+        num_images: number of images.
+        threshold: IoU above which the lower of two boxes is suppressed.
+        limit: indices for an image at most.
     """
+    group = image * (1 + (classes.max() if len(classes) else 0)) + classes
+    keep = nms(_move_apart(boxes, group), scores.double(), threshold)
+    return [keep[image[keep] == index][:limit] for index in range(num_images)]
+
+
+def _suppress_by_image(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    image: Tensor,
+    num_images: int,
+    threshold: float,
+    limit: int,
+) -> list[Tensor]:
+    """Give the same as :func:`_suppress_at_once`, image by image.
+
+    What the best boxes suppress does not depend on the others: these are looked at only until as
+    many are kept as are wanted.
+    """
+    counts = image.bincount(minlength=num_images).tolist()
+    step = 3 * limit
+    kept, offset = [], 0
+    for own_boxes, own_scores in zip(
+        _move_apart(boxes, classes).split(counts), scores.double().split(counts), strict=True
+    ):
+        keep = nms(own_boxes[:step], own_scores[:step], threshold)
+        for start in range(step, len(own_scores), step):
+            if len(keep) >= limit:
+                break
+            more = torch.arange(start, min(start + step, len(own_scores)))
+            pool = torch.cat((keep, more))  # best first
+            keep = pool[nms(*_take(pool, own_boxes, own_scores), threshold)]
+        kept.append(offset + keep[:limit])
+        offset += len(own_scores)
+    return kept
+
+
+def _filter(keep: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+    """Return the rows of each tensor where ``keep`` (R,) is true."""
+    if keep.device.type == "cpu" and not torch.jit.is_tracing() and keep.all():
+        return tensors  # mostly so; elsewhere asking costs a wait
+    return _take(keep.nonzero().squeeze(1), *tensors)
+
+
+def _divide(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Split an index into a flattened (.., count) into row and column."""
+    row = index.div(count, rounding_mode="floor")
+    return row, index - row * count
+
+
+def _take(index: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Return the rows ``index`` (R,) of each tensor, three times as fast as ``tensor[index]``."""
+    return [x.index_select(0, index) for x in tensors]
+
+
+def _move_apart(boxes: Tensor, group: Tensor) -> Tensor:
+    """Move boxes of other groups apart by the largest extent.
+
+    These offsets are large, so it is done in float64.
+    """
+    if not len(boxes):
+        return boxes.double()
     boxes = boxes.double()
-    boxes = boxes - torch.cat((boxes.flatten(), boxes.new_zeros(1))).min()
-    return batched_nms(boxes, scores.double(), group, threshold)
+    return boxes + (group * (boxes.max() - boxes.min() + 1))[:, None]
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:

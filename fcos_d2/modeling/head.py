@@ -50,7 +50,12 @@ def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> _Tower:
 
 
 def _flatten(maps: list[Tensor]) -> Tensor:
-    """Join per-level maps (N, C, H_l, W_l) to (N, L, C), finest level first, row by row."""
+    """Join per-level maps (N, C, H_l, W_l) to (N, L, C), finest level first, row by row.
+
+    Each map is copied as it lies in memory, channels first or last, and nothing is permuted.
+    """
+    if maps[0].is_contiguous(memory_format=torch.channels_last):
+        return cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
     return cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
 
 

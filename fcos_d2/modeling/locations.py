@@ -32,6 +32,15 @@ class Locations:
         """Number of locations of each level."""
         return [height * width for height, width in self.level_sizes]
 
+    def level_of(self, place: Tensor) -> Tensor:
+        """Level, 0 for the finest, of each index of a location."""
+        level = torch.zeros_like(place)
+        start = 0
+        for length in self.level_lengths[:-1]:
+            start += length
+            level += place >= start
+        return level
+
 
 def compute_locations(
     level_sizes: Sequence[tuple[int, int]],

@@ -12,32 +12,10 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
+from .focal_loss import sigmoid_focal_loss
+
 BOX_LOSSES = ("giou", "iou", "diou", "ciou")
 _EPS = 1e-7
-
-
-def sigmoid_focal_loss(
-    logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Sigmoid focal loss, summed (Lin et al. 2017, equation 5).
-
-    Args:
-        logits: (R, K), before the sigmoid.
-        labels: (R,) int64: class 0..K-1, K for background, -1 for a row that takes no part.
-        alpha: weight of the positive class, 1 - alpha of the others; negative is no weighting.
-        gamma: exponent of the modulating factor.
-    """
-    num_classes = logits.shape[1]
-    classes = torch.arange(num_classes, device=logits.device)
-    targets = (labels[:, None] == classes).to(logits.dtype)
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    p = logits.sigmoid()
-    # 1 - p_t; at 0 an exponent below 1 would have an infinite slope.
-    miss = (p + targets - 2 * p * targets).clamp(min=_EPS)
-    loss = cross_entropy * miss**gamma
-    if alpha >= 0:
-        loss = loss * (alpha * targets + (1 - alpha) * (1 - targets))
-    return (loss * (labels >= 0)[:, None]).sum()
 
 
 def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
@@ -112,9 +90,9 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
         return (near / far).prod(1).sqrt()
 
 
-def quality_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def quality_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
     """Binary cross entropy of the quality, summed: logits (P,), targets (P,) in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
 
 
 def binary_entropy(p: Tensor) -> Tensor:
@@ -145,9 +123,10 @@ def fcos_losses(
     ltrb: Tensor,
     quality: Tensor | None,
     labels: Tensor,
-    positive: Tensor,
+    positive: Tensor | tuple[Tensor, ...],
     target_ltrb: Tensor,
     *,
+    valid: Tensor | None = None,
     quality_kind: str = "centerness",
     box_loss_kind: str = "giou",
     box_loss_weight: str = "none",
@@ -162,43 +141,51 @@ def fcos_losses(
     its centerness target and the sum divided by the sum of the weights, likewise over all ranks.
 
     Args:
-        logits: (R, K), R being all locations of all images.
-        ltrb: (R, 4) predicted distances in strides.
-        quality: (R,) logits; None without that branch.
-        labels: (R,) int64: class, K for background, -1 for ignored.
-        positive: (P,) rows of the positives.
-        target_ltrb: (P, 4) target distances in strides of those rows.
+        logits: (N, L, K), or (R, K) with all locations of all images in a row.
+        ltrb: (N, L, 4) or (R, 4) predicted distances in strides.
+        quality: (N, L) or (R,) logits; None without that branch.
+        labels: (N, L) or (R,) int64: class, K for background, -1 for ignored.
+        positive: image and location of the positives, (P,) each; or their rows (P,).
+        target_ltrb: (P, 4) target distances in strides of those.
+        valid: (P,) bool, which of them count; all by default. The others may name any location and
+            any target.
         quality_kind: what the quality is trained on, "centerness" or "iou".
         box_loss_kind: see :func:`box_loss`.
         box_loss_weight: "none" or "centerness".
         alpha: see :func:`sigmoid_focal_loss`.
         gamma: see :func:`sigmoid_focal_loss`.
     """
-    num_pos = torch.as_tensor(float(len(positive)), device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         target_ltrb = _at_least_float32(target_ltrb)
+        if valid is None:
+            valid = target_ltrb.new_ones(len(target_ltrb), dtype=torch.bool)
+        else:
+            target_ltrb = torch.where(valid[:, None], target_ltrb, 1.0)
+        counts = valid.to(target_ltrb.dtype)
         pred_ltrb = _at_least_float32(ltrb[positive])
         ctr_targets = centerness_targets(target_ltrb)
+        num_pos = counts.sum()
         total_pos, total_weight = _sum_over_ranks(
-            torch.stack((num_pos, ctr_targets.sum().float()))
+            torch.stack((num_pos, (ctr_targets * counts).sum())).float()
         ).unbind()
         # The floor is on the total: floored on each rank's share, two ranks without a positive
         # would have half the gradient that one process has.
         normalizer = total_pos.clamp(min=1.0) / comm.get_world_size()
-        loss_cls = sigmoid_focal_loss(_at_least_float32(logits), labels, alpha, gamma) / normalizer
+        loss_cls = sigmoid_focal_loss(logits, labels, alpha, gamma) / normalizer
         box_losses = box_loss(pred_ltrb, target_ltrb, box_loss_kind)
         if box_loss_weight == "centerness":
             mean_weight = total_weight.clamp(min=_EPS) / comm.get_world_size()
-            loss_box = (box_losses * ctr_targets).sum() / mean_weight
+            loss_box = (box_losses * ctr_targets * counts).sum() / mean_weight
         else:
-            loss_box = box_losses.sum() / normalizer
+            loss_box = (box_losses * counts).sum() / normalizer
         if quality is None:
             return FCOSLosses(loss_cls, loss_box, None, num_pos, None)
         targets = (
             ctr_targets if quality_kind == "centerness" else iou_targets(pred_ltrb, target_ltrb)
         )
-        loss_quality = quality_loss(_at_least_float32(quality[positive]), targets) / normalizer
-        excess = loss_quality.detach() - binary_entropy(targets).sum() / normalizer
+        pred_quality = _at_least_float32(quality[positive])
+        loss_quality = quality_loss(pred_quality, targets, counts) / normalizer
+        excess = loss_quality.detach() - (binary_entropy(targets) * counts).sum() / normalizer
     return FCOSLosses(loss_cls, loss_box, loss_quality, num_pos, excess)
 
 

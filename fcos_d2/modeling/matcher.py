@@ -1,7 +1,7 @@
 """`CenterSamplingMatcher`: which ground-truth box, if any, each location learns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,12 +30,23 @@ class Matches(NamedTuple):
 
 
 class _Boxes(NamedTuple):
-    """The boxes of a batch in float64, where differences and areas of float32 are exact."""
+    """Boxes of a batch in float64, where differences and areas of float32 are exact."""
 
-    xyxy: Tensor  # (M, 4)
-    center: Tensor  # (M, 2)
+    low: Tensor  # (M, 2) upper left corner; axes are (y, x) here
+    high: Tensor  # (M, 2) lower right corner
     image: Tensor  # (M,) image index
     rank: Tensor  # (M,) order of preference at a location that several boxes claim
+
+
+class _Levels(NamedTuple):
+    """Geometry of V levels in float64; axes are (y, x)."""
+
+    step: Tensor  # (V, 2) pixels between two cells
+    size: Tensor  # (V, 2) number of cells
+    start: Tensor  # (V,) index of the first location
+    half_side: Tensor  # (V,) of the square around a centre that is positive
+    half_window: Tensor  # (V,) of the square outside which no location can be positive
+    reach: Tensor  # (V, 2) least and largest max(l, t, r, b)
 
 
 class CenterSamplingMatcher:
@@ -46,9 +57,11 @@ class CenterSamplingMatcher:
     range, both ends included. Of several boxes the smallest exact area wins, of equal areas the
     earlier box. An ignored box claims only what no other box does.
 
-    With a radius, a box can claim at most ceil(2 radius)^2 locations of a level (that are a stride
-    apart), so just those are tested: time and memory grow with the boxes, not with boxes times
-    locations.
+    A location that a box claims is nearer to the box centre than ``radius * stride`` and than the
+    end of the level's range (if all sides are within it, so is half the box). Just the cells in
+    that square are tested, 3 x 3 a level with a radius of 1.5, of all levels and images at once:
+    time and memory grow with the boxes, not with boxes times locations, and the boxes go in chunks
+    of bounded memory. Nothing waits for the device.
     """
 
     @configurable
@@ -82,6 +95,7 @@ class CenterSamplingMatcher:
         self.class_agnostic = class_agnostic
         self.radius = float(radius)
         self.ranges = list(zip(bounds[:-1], bounds[1:], strict=True))
+        self._levels: dict[tuple, _Levels] = {}
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -113,125 +127,142 @@ class CenterSamplingMatcher:
 
         # The best rank at each location; num_boxes where no box claims it.
         best = torch.full((num_images * num_locations,), len(order), device=device)
-        start = 0
-        for (height, width), stride, step, bounds in zip(
+        levels = self._levels_of(locations)
+        for chunk, first, size in _windows(boxes, levels, self._window_size(locations), locations):
+            flat, positive = _test_window(chunk, levels, first, size, locations.offset)
+            flat = flat + (chunk.image * num_locations)[:, None, None, None]
+            # Pairs that fail lose against everything, so that no size depends on the data.
+            rank = torch.where(positive, chunk.rank[:, None, None, None], len(order))
+            best.scatter_reduce_(0, flat.flatten(), rank.flatten(), "amin")
+
+        # Rank num_boxes, the background, looks up the entry appended here.
+        gt_inds = torch.cat((order, order.new_full((1,), -1)))[best]
+        label_of_box = torch.where(gt_ignore, -1, gt_classes)
+        label_of_rank = torch.cat((label_of_box[order], order.new_full((1,), self.num_classes)))
+        shape = (num_images, num_locations)
+        return Matches(label_of_rank[best].view(shape), gt_inds.view(shape), gt_boxes, gt_ignore)
+
+    def max_positives(self, locations: Locations, num_boxes: int) -> int:
+        """Return how many of ``locations`` can be positive for ``num_boxes`` boxes at most."""
+        rows, columns = self._window_size(locations)
+        return num_boxes * rows * columns * len(locations.level_sizes)
+
+    def _levels_of(self, locations: Locations) -> _Levels:
+        """Copy the geometry to the device, once for each: a CUDA graph can't hold such a copy."""
+        device = locations.points.device
+        key = (device, *locations.level_sizes, *locations.level_steps, *locations.level_strides)
+        if key not in self._levels:
+            start, rows = 0, []
+            for size, stride, step, reach in zip(
+                locations.level_sizes,
+                locations.level_strides,
+                locations.level_steps,
+                self.ranges,
+                strict=True,
+            ):
+                half_side = self._half_side(stride)
+                half_window = min(half_side, reach[1])
+                rows.append((*step, *size, start, half_side, half_window, *reach))
+                start += size[0] * size[1]
+            table = torch.tensor(rows, dtype=torch.float64, device=device)
+            step, size, start, half_side, half_window, reach = table.split((2, 2, 1, 1, 1, 2), 1)
+            self._levels[key] = _Levels(
+                step, size, start[:, 0], half_side[:, 0], half_window[:, 0], reach
+            )
+        return self._levels[key]
+
+    def _half_side(self, stride: int) -> float:
+        return self.radius * stride if self.radius > 0 else math.inf
+
+    def _window_size(self, locations: Locations) -> tuple[int, int]:
+        """Rows and columns that hold every cell inside ``half_window``, on any level."""
+        sides = [(1, 1)]
+        for size, stride, step, reach in zip(
             locations.level_sizes,
             locations.level_strides,
             locations.level_steps,
             self.ranges,
             strict=True,
         ):
-            grid = _Grid(height, width, stride, *step, locations.offset, start, num_locations)
-            for flat, rank in self._claims(boxes, grid, bounds):
-                best.scatter_reduce_(0, flat, rank, "amin")
-            start += height * width
-
-        # Rank num_boxes, the background, looks up the entry appended here.
-        gt_inds = torch.cat((order, order.new_tensor([-1])))[best]
-        label_of_box = torch.where(gt_ignore, -1, gt_classes)
-        label_of_rank = torch.cat((label_of_box[order], order.new_tensor([self.num_classes])))
-        shape = (num_images, num_locations)
-        return Matches(label_of_rank[best].view(shape), gt_inds.view(shape), gt_boxes, gt_ignore)
-
-    def _claims(self, boxes: _Boxes, grid: "_Grid", bounds: tuple[float, float]):
-        """Yield (flat index into (N * L,), rank of the box) of every positive pair of one level.
-
-        Pairs that fail a test are kept, with a rank that loses against everything, so that no
-        tensor has a size that depends on the data.
-        """
-        if not len(boxes.rank):
-            return
-        if self.radius > 0:
-            half_side = self.radius * grid.stride
-            x, y = boxes.center.unbind(1)
-            columns = _window(x, half_side, grid.step_x, grid.offset, grid.width)
-            rows = _window(y, half_side, grid.step_y, grid.offset, grid.height)
-            yield _test_claims(boxes, grid, columns, rows, bounds, half_side)
-            return
-        # Whole boxes: a box can claim a whole level, so the rows of the map go in chunks that
-        # bound the number of pairs.
-        columns = torch.arange(grid.width, device=boxes.rank.device)
-        columns = columns.expand(len(boxes.rank), -1)
-        step = max(1, _MAX_PAIRS // max(1, columns.numel()))
-        for row in range(0, grid.height, step):
-            rows = torch.arange(row, min(row + step, grid.height), device=columns.device)
-            rows = rows.expand(len(boxes.rank), -1)
-            yield _test_claims(boxes, grid, columns, rows, bounds, math.inf)
+            window = 2 * min(self._half_side(stride), reach[1])
+            sides.append(
+                tuple(
+                    cells if math.isinf(window) else min(cells, math.ceil(window / pixels))
+                    for cells, pixels in zip(size, step, strict=True)
+                )
+            )
+        rows, columns = zip(*sides, strict=True)
+        return max(rows), max(columns)
 
 
-def _window(center: Tensor, half_side: float, step: int, offset: float, limit: int) -> Tensor:
-    """Indices (M, C) of the rows or columns that can be within ``half_side`` of ``center`` (M,).
-
-    All of them are in 0..limit - 1; some may be too far away.
-    """
-    first = ((center - half_side) / step - offset).floor().long() + 1
-    side = min(math.ceil(2 * half_side / step), limit)
-    return first.clamp(0, limit - side)[:, None] + torch.arange(side, device=first.device)
-
-
-# Pairs (box, location) tested at a time when whole boxes are positive.
+# Pairs (box, location) tested at a time, which takes about 60 bytes each.
 _MAX_PAIRS = 1 << 18
 
 
-class _Grid(NamedTuple):
-    """One level of the locations."""
+def _windows(
+    boxes: _Boxes, levels: _Levels, size: tuple[int, int], locations: Locations
+) -> Iterator[tuple[_Boxes, Tensor, tuple[int, int]]]:
+    """Yield M boxes, the first cell (M, V, 2) to test of each, and how many (rows, columns)."""
+    num_levels, (height, width) = len(levels.start), size
+    rows = max(1, min(height, _MAX_PAIRS // (num_levels * width)))
+    count = max(1, _MAX_PAIRS // (num_levels * rows * width))
+    for start in range(0, len(boxes.rank), count):
+        chunk = _Boxes(*(x[start : start + count] for x in boxes))
+        center = (chunk.low + chunk.high)[:, None] / 2
+        first = (center - levels.half_window[:, None]) / levels.step - locations.offset
+        first = (first.floor() + 1).clamp(min=0)
+        for row in range(0, height, rows):
+            yield chunk, first + first.new_tensor((row, 0)) if row else first, (rows, width)
 
-    height: int
-    width: int
-    stride: int
-    step_y: int
-    step_x: int
-    offset: float
-    start: int  # index of the level's first location
-    num_locations: int  # of all levels
 
-
-def _test_claims(
-    boxes: _Boxes,
-    grid: _Grid,
-    columns: Tensor,
-    rows: Tensor,
-    bounds: tuple[float, float],
-    half_side: float,
+def _test_window(
+    boxes: _Boxes, levels: _Levels, first: Tensor, size: tuple[int, int], offset: float
 ) -> tuple[Tensor, Tensor]:
-    """Test every (row, column) cell of each box: columns (M, C), rows (M, R) -> 2 x (M * R * C,).
+    """Test (rows, columns) cells of each level for each box, from the cell ``first`` (M, V, 2) on.
 
-    The conditions separate into x and y, all but the range: max(l, t, r, b) is the larger of
-    max(l, r) and max(t, b).
+    The conditions separate into y and x, all but the range: max(l, t, r, b) is the larger of
+    max(t, b) and max(l, r).
+
+    Returns:
+        Index of the location in its image and whether it is positive, (M, V, rows, columns). A
+        cell outside the map is not, under an index that exists.
     """
-    x = (columns.double() + grid.offset) * grid.step_x
-    y = (rows.double() + grid.offset) * grid.step_y
-    x0, y0, x1, y1 = boxes.xyxy[:, :, None].unbind(1)  # each (M, 1)
-    center_x, center_y = boxes.center[:, :, None].unbind(1)
-    x_inside = (x > x0) & (x < x1) & ((x - center_x).abs() < half_side)
-    y_inside = (y > y0) & (y < y1) & ((y - center_y).abs() < half_side)
-    reach_x = torch.maximum(x - x0, x1 - x)
-    reach_y = torch.maximum(y - y0, y1 - y)
-    reach = torch.maximum(reach_y[:, :, None], reach_x[:, None, :])  # (M, R, C)
-    positive = y_inside[:, :, None] & x_inside[:, None, :]
-    positive &= (reach >= bounds[0]) & (reach <= bounds[1])
-
-    flat = rows[:, :, None] * grid.width + columns[:, None, :] + grid.start
-    flat = flat + (boxes.image * grid.num_locations)[:, None, None]
-    rank = torch.where(positive, boxes.rank[:, None, None], len(boxes.rank))
-    return flat.flatten(), rank.flatten()
+    cells, inside, reach = [], [], []
+    for axis, count in enumerate(size):
+        cell = first[..., axis, None] + torch.arange(count, device=first.device)  # (M, V, count)
+        place = (cell + offset) * levels.step[:, axis, None]
+        low, high = boxes.low[:, axis, None, None], boxes.high[:, axis, None, None]
+        before, after = place - low, high - place
+        last = levels.size[:, axis, None] - 1
+        inside.append(
+            (before > 0)
+            & (after > 0)
+            & ((place - (low + high) / 2).abs() < levels.half_side[:, None])
+            & (cell <= last)
+        )
+        reach.append(torch.maximum(before, after))
+        cells.append(cell.minimum(last))
+    furthest = torch.maximum(reach[0][..., :, None], reach[1][..., None, :])
+    positive = inside[0][..., :, None] & inside[1][..., None, :]
+    least, largest = levels.reach[:, :, None, None].unbind(1)
+    positive &= (furthest >= least) & (furthest <= largest)
+    rows = levels.start[:, None] + cells[0] * levels.size[:, 1, None]
+    return (rows[..., :, None] + cells[1][..., None, :]).long(), positive
 
 
 def _rank_boxes(gt_boxes: Tensor, gt_ignore: Tensor, counts: list[int]) -> tuple[_Boxes, Tensor]:
     """Order the boxes by (ignored, exact area, index); return them and that order (M,)."""
-    device = gt_boxes.device
-    xyxy = gt_boxes.double()
-    size = xyxy[:, 2:] - xyxy[:, :2]
+    low, high = gt_boxes.double().view(-1, 2, 2).flip(2).unbind(1)
     # Two stable sorts, the less important key first.
-    order = torch.sort(size[:, 0] * size[:, 1], stable=True).indices
+    order = torch.sort((high - low).prod(1), stable=True).indices
     order = order[torch.sort(gt_ignore[order].to(torch.uint8), stable=True).indices]
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=device)
-    image = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
-    return _Boxes(xyxy, (xyxy[:, :2] + xyxy[:, 2:]) / 2, image, rank), order
+    rank[order] = torch.arange(len(order), device=order.device)
+    image = torch.cat([order.new_full((count,), index) for index, count in enumerate(counts)])
+    return _Boxes(low, high, image, rank), order
 
 
 def _ignore_flags(instances: Instances) -> Tensor:
     if instances.has("gt_ignore"):
         return instances.gt_ignore.bool()
-    return torch.zeros(len(instances), dtype=torch.bool)
+    return instances.gt_classes.new_zeros(len(instances), dtype=torch.bool)

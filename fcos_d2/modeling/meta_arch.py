@@ -117,8 +117,8 @@ class FCOS(nn.Module):
             name = inputs.get("file_name", "an input")
             if "instances" not in inputs:
                 raise ValueError(f"Training needs ground truth, but {name} has no 'instances'.")
-            # Checked here, before the classes go to the device: an error instead of a label that
-            # is silently trained as background.
+            # An error instead of a label that is silently trained as background; checked where the
+            # data loader left the classes, so nothing waits for the device.
             classes = inputs["instances"].gt_classes
             if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(
@@ -126,7 +126,8 @@ class FCOS(nn.Module):
                     f"MODEL.FCOS.NUM_CLASSES is {num_classes}: classes go from 0 to "
                     f"{num_classes - 1}."
                 )
-        return [x["instances"].to(self.device) for x in batched_inputs]
+        # They stay where they are: the matcher moves what it needs, all images at once.
+        return [x["instances"] for x in batched_inputs]
 
 
 def _check_levels(backbone: Backbone, proposal_generator: nn.Module) -> None:

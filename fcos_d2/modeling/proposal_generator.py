@@ -1,5 +1,6 @@
 """The ROI-free proposal head: locations, head, matcher, losses and decoder put together."""
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,7 @@ class FCOSProposalGenerator(nn.Module):
         box_loss_weight: str = "none",
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
+        static_shapes: bool = False,
     ):
         """Put the parts together.
 
@@ -79,6 +81,9 @@ class FCOSProposalGenerator(nn.Module):
             box_loss_weight: "none" or "centerness".
             focal_loss_alpha: weight of the positive class.
             focal_loss_gamma: exponent of the focal loss.
+            static_shapes: compute the losses without a size that depends on the data, for a CUDA
+                graph. The positives take the space of all that the boxes could have. Nothing is
+                logged, for that waits for the device.
 
         Raises:
             ValueError: an unknown option, feature maps that are not finest first, or not one
@@ -98,6 +103,7 @@ class FCOSProposalGenerator(nn.Module):
         self.proposal_loss_weight = proposal_loss_weight
         self.location_offset = location_offset
         self.location_step = location_step
+        self.static_shapes = static_shapes
         self.loss_options = {
             "quality_kind": quality,
             "box_loss_kind": box_loss,
@@ -136,6 +142,7 @@ class FCOSProposalGenerator(nn.Module):
             "box_loss_weight": cfg.MODEL.FCOS.BOX_LOSS_WEIGHT,
             "focal_loss_alpha": cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA,
+            "static_shapes": cfg.MODEL.FCOS.STATIC_SHAPES,
         }
 
     def forward(
@@ -170,14 +177,26 @@ class FCOSProposalGenerator(nn.Module):
         """Run the head on the feature maps of N images."""
         maps = [features[name] for name in self.in_features]
         logits, ltrb, quality = self.head(maps)
-        locations = compute_locations(
-            [x.shape[-2:] for x in maps],
-            self.strides,
-            self.location_offset,
-            logits.device,
-            image_size=images.tensor.shape[-2:] if self.location_step == "image" else None,
+        locations = self._locations(
+            tuple(x.shape[-2:] for x in maps),
+            images.tensor.shape[-2:] if self.location_step == "image" else None,
+            logits,
         )
         return Predictions(locations, logits, ltrb, quality)
+
+    def _locations(
+        self,
+        level_sizes: tuple[tuple[int, int], ...],
+        image_size: tuple[int, int] | None,
+        like: Tensor,
+    ) -> Locations:
+        # What is traced or compiled has tensors or symbols for sizes, and may have fake tensors: it
+        # leaves nothing behind.
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        compute = _known_locations if type(like) is Tensor and not traced else _new_locations
+        return compute(
+            level_sizes, tuple(self.strides), self.location_offset, like.device, image_size
+        )
 
     def detect(
         self, predictions: Predictions, image_sizes: list[tuple[int, int]]
@@ -219,23 +238,28 @@ class FCOSProposalGenerator(nn.Module):
         Returns:
             ``loss_cls``, ``loss_box`` and, by the kind of quality, ``loss_ctr`` or ``loss_iou``.
         """
+        return self.matched_losses(predictions, self.matcher(predictions.locations, gt_instances))
+
+    def matched_losses(self, predictions: Predictions, matches: Matches) -> dict[str, Tensor]:
+        """Return the losses of predictions whose ground truth is matched, see :meth:`losses`."""
         locations, logits, ltrb, quality = predictions
-        matches = self.matcher(locations, gt_instances)
-        labels = matches.labels.flatten()
-        positive = ((labels >= 0) & (labels < logits.shape[2])).nonzero().squeeze(1)
-        place = positive % len(locations.points)
-        target_ltrb = encode_boxes(
-            locations.points[place],
-            locations.strides[place],
-            matches.gt_boxes[matches.gt_inds.flatten()[positive]],
-        )
+        positive = (matches.labels >= 0) & (matches.labels < logits.shape[2])
+        if self.static_shapes:
+            capacity = self.matcher.max_positives(locations, len(matches.gt_boxes))
+            (image, place), valid = _nonzero_static(positive, capacity)
+        else:
+            (image, place), valid = positive.nonzero(as_tuple=True), None
+        gt_inds = matches.gt_inds[image, place]
         losses = fcos_losses(
-            logits.flatten(0, 1),
-            ltrb.flatten(0, 1),
-            None if quality is None else quality.flatten(),
-            labels,
-            positive,
-            target_ltrb,
+            logits,
+            ltrb,
+            quality,
+            matches.labels,
+            (image, place),
+            encode_boxes(
+                locations.points[place], locations.strides[place], matches.gt_boxes[gt_inds]
+            ),
+            valid=valid,
             **self.loss_options,
         )
         result = {"loss_cls": losses.loss_cls, "loss_box": losses.loss_box}
@@ -244,8 +268,32 @@ class FCOSProposalGenerator(nn.Module):
             name = "loss_ctr" if self.loss_options["quality_kind"] == "centerness" else "loss_iou"
             result[name] = losses.loss_quality
             metrics[f"{name}_excess"] = losses.quality_excess
-        _log(metrics, matches)
+        if not self.static_shapes:
+            _log(metrics, gt_inds, matches.gt_ignore)
         return result
+
+
+def _new_locations(*args) -> Locations:
+    # Made under inference mode, they could not be used in training later.
+    with torch.inference_mode(False):
+        return compute_locations(*args)
+
+
+_known_locations = functools.lru_cache(maxsize=64)(_new_locations)
+
+
+def _nonzero_static(mask: Tensor, capacity: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Rows and columns where ``mask`` (N, L) is true, ``capacity`` of each, and which are such.
+
+    The others point at (0, 0).
+    """
+    flat = mask.flatten()
+    index = torch.arange(len(flat), device=mask.device)
+    # The last place is for what is false.
+    target = torch.where(flat, flat.cumsum(0) - 1, capacity)
+    found = index.new_zeros(capacity + 1).scatter_(0, target, index)[:capacity]
+    valid = torch.arange(capacity, device=mask.device) < flat.sum()
+    return (found // mask.shape[1], found % mask.shape[1]), valid
 
 
 def _proposal_decoder(cfg, stage: str) -> FCOSDecoder:
@@ -286,16 +334,18 @@ def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -
         )
 
 
-def _log(metrics: dict[str, Tensor], matches: Matches) -> None:
-    """Put this rank's metrics and gt_covered into the event storage."""
-    # Row -1, the background, is the extra one at the end.
-    covered = matches.gt_ignore.new_zeros(len(matches.gt_boxes) + 1)
-    covered[matches.gt_inds.flatten()] = True
-    wanted = ~matches.gt_ignore
+def _log(metrics: dict[str, Tensor], gt_inds: Tensor, gt_ignore: Tensor) -> None:
+    """Put this rank's metrics and gt_covered into the event storage.
+
+    Args:
+        metrics: scalars by name.
+        gt_inds: (P,) row of the box of each positive location.
+        gt_ignore: (M,) bool.
+    """
+    covered = torch.zeros_like(gt_ignore).index_fill_(0, gt_inds, True)
     # One transfer to the host for all of them.
-    counts = [(covered[:-1] & wanted).sum(), wanted.sum()]
     *values, num_covered, num_wanted = torch.stack(
-        [x.float() for x in (*metrics.values(), *counts)]
+        [x.float() for x in (*metrics.values(), covered.sum(), (~gt_ignore).sum())]
     ).tolist()
     storage = get_event_storage()
     for name, value in zip(metrics, values, strict=True):

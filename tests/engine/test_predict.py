@@ -1,5 +1,7 @@
 """The predictor and what `demo.py` does with it."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fcos_d2.checkpoint import FCOSCheckpointer, convert_file
+from fcos_d2.engine import evaluate, setup
 from fcos_d2.engine.predict import (
     Predictor,
     above_threshold,
@@ -201,3 +204,58 @@ def test_weights_that_are_not_there(cfg):
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):
         Predictor(cfg)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_optimized_predictor_detects_the_same(cfg, precision, tolerance):
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    expected = Predictor(cfg)(image)["instances"]
+    cfg.TEST.OPTIMIZE = precision
+    predictor = Predictor(cfg)
+    assert not any(p.requires_grad for p in predictor.model.parameters())
+    assert predictor.model.backbone.fpn_output3.weight.dtype == getattr(torch, precision)
+    found = predictor(image)["instances"]
+    assert len(found) == len(expected) == 8
+    assert (found.scores - expected.scores).abs().max() < tolerance
+
+
+def test_channels_last_predictor_detects_the_same(cfg):
+    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    expected = Predictor(cfg)(image)["instances"]
+    cfg.MODEL.CHANNELS_LAST = True
+    predictor = Predictor(cfg)
+    weight = predictor.model.backbone.fpn_output3.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    found = predictor(image)["instances"]
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_of_an_optimized_model(cfg, make_args, monkeypatch):
+    """The same detections to the last digits; keys that can't be had are named."""
+    cfg.MODEL.FCOS.NUM_CLASSES = 2
+    model = build_model(cfg)
+    head = model.proposal_generator.head
+    torch.nn.init.normal_(head.cls_score.weight, std=0.1)
+    torch.nn.init.constant_(head.cls_score.bias, 1.0)
+    torch.nn.init.constant_(head.box_pred.bias, 2.0)  # 32 pixels at stride 8, as the objects have
+    folder = Path(cfg.MODEL.WEIGHTS).parent
+    FCOSCheckpointer(model, str(folder), class_names=["ball", "box"]).save("two")
+
+    def run(*opts):
+        weights = ("MODEL.WEIGHTS", str(folder / "two.pth"))
+        return evaluate(setup(make_args(*weights, *opts, eval_only=True)))
+
+    expected, found = run()["bbox"], run("TEST.OPTIMIZE", "float32")["bbox"]
+    assert expected["AP50"] > 0
+    assert found == pytest.approx(expected, abs=1e-3, nan_ok=True)
+    with pytest.raises(ValueError, match="TEST.OPTIMIZE is 'fp16', not one of"):
+        run("TEST.OPTIMIZE", "fp16")
+    with pytest.raises(ValueError, match="TEST.COMPILE is True, but TEST.OPTIMIZE is 'none'"):
+        run("TEST.COMPILE", "True")
+
+    def no_compiler(function):
+        raise OSError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(RuntimeError, match="TEST.COMPILE: torch.compile does not work here"):
+        run("TEST.OPTIMIZE", "float32", "TEST.COMPILE", "True")

@@ -7,8 +7,14 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torchvision.ops import nms
 
+from fcos_d2.benchmark.measure import Job, count_operators
 from fcos_d2.modeling import CenterSamplingMatcher, FCOSDecoder, compute_locations
-from fcos_d2.modeling.decoder import decode_boxes, encode_boxes
+from fcos_d2.modeling.decoder import (
+    _suppress_at_once,
+    _suppress_by_image,
+    decode_boxes,
+    encode_boxes,
+)
 
 STRIDES = [8, 16, 32]
 
@@ -333,3 +339,101 @@ def test_boxes_outside_the_image_are_dropped():
     )
     assert len(result) == 4
     assert result.pred_boxes.tensor.max() <= 16
+
+
+@pytest.mark.parametrize("limit", [1, 5, 100])
+@pytest.mark.parametrize("spread", [20.0, 2000.0])
+def test_suppression_at_once_and_by_image(limit, spread):
+    """Both against torchvision's NMS of each image and class alone.
+
+    Boxes close to each other leave less than the limit, so that all are looked at; spread ones
+    leave it after a few. The second image has no box, the last one just one; all have negative
+    coordinates, and scores that are often equal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.tensor([0] * 400 + [2] * 300 + [3])
+    corner = spread * torch.rand(701, 2, generator=generator) - 50
+    boxes = torch.cat((corner, corner + 10 + 30 * torch.rand(701, 2, generator=generator)), 1)
+    scores = torch.randint(1, 100, (701,), generator=generator) / 100
+    scores = torch.cat([x.sort(descending=True).values for x in scores.split([400, 300, 1])])
+    classes = torch.randint(0, 3, (701,), generator=generator)
+    expected = []
+    for index in range(4):
+        own = [
+            rows[nms(boxes[rows], scores[rows], 0.5)]
+            for rows in (((image == index) & (classes == k)).nonzero().squeeze(1) for k in range(3))
+        ]
+        own = torch.cat(own).sort().values  # of equal scores the first
+        expected.append(own[scores[own].argsort(descending=True, stable=True)][:limit].tolist())
+    for suppress in (_suppress_at_once, _suppress_by_image):
+        got = suppress(boxes, scores, classes, image, 4, 0.5, limit)
+        assert [x.tolist() for x in got] == expected
+
+
+def test_suppression_of_no_box():
+    nothing = torch.zeros(0, dtype=torch.long)
+    for suppress in (_suppress_at_once, _suppress_by_image):
+        got = suppress(torch.zeros(0, 4), torch.zeros(0), nothing, nothing, 2, 0.5, 10)
+        assert [x.tolist() for x in got] == [[], []]
+
+
+def test_more_candidates_than_a_level_may_have():
+    """In a batch each image and level has its own limit; ties at it go to the first location.
+
+    Two levels of 8 x 8 and 4 x 4, 20 candidates each: all scores of the second image are equal.
+    """
+    generator = torch.Generator().manual_seed(1)
+    locations = compute_locations([(8, 8), (4, 4)], [8, 16])
+    logits = torch.randn(2, 80, 2, generator=generator)
+    logits[1] = 2.0
+    ltrb, quality = torch.full((2, 80, 4), 0.1), torch.zeros(2, 80)
+    sizes = [(64, 64)] * 2
+    decoder = FCOSDecoder(topk_candidates=20, score_thresh=0.0, max_detections=200)
+    first, second = decoder(locations, logits, ltrb, quality, sizes)
+    expected = []
+    for start, end in ((0, 64), (64, 80)):
+        score = (logits[0, start:end].sigmoid() * 0.5).sqrt().flatten()
+        expected += score.sort(descending=True).values[:20].tolist()
+    assert first.scores.tolist() == pytest.approx(sorted(expected, reverse=True))
+    # The first 10 locations of each level, both classes.
+    centers = second.pred_boxes.get_centers()
+    wanted = torch.cat((locations.points[:10], locations.points[64:74])).repeat_interleave(2, 0)
+    torch.testing.assert_close(centers, wanted)
+
+
+@pytest.mark.parametrize("clip_first", [True, False])
+def test_one_class_that_is_not_finite_hides_no_other(clip_first):
+    locations = compute_locations([(1, 3)], [8])
+    logits = torch.tensor([[[math.nan, 3.0], [2.0, math.inf], [3.0, 1.0]]])
+    ltrb = torch.full((1, 3, 4), 0.4)
+    ltrb[0, 2] = math.nan
+    decoder = FCOSDecoder(clip_before_nms=clip_first)
+    (result,) = decoder(locations, logits, ltrb, torch.zeros(1, 3), [(8, 24)])
+    x = result.pred_boxes.get_centers()[:, 0].tolist()
+    found = sorted(zip(x, result.pred_classes.tolist(), strict=True))
+    # An infinite logit is a probability of 1.
+    assert found == [(4.0, 1), (12.0, 0), (12.0, 1)]
+
+
+def test_waits_for_the_device():
+    """A few a batch, and one an image, where each has its own NMS, as on the CPU.
+
+    That path also asks, where there are many candidates, whether a level has too many.
+    """
+
+    def waits(num_images):
+        generator = torch.Generator().manual_seed(0)
+        locations = make_locations(100, 132)
+        count = len(locations.points)
+        inputs = (
+            2 * torch.randn(num_images, count, 3, generator=generator) - 2,
+            4 * torch.rand(num_images, count, 4, generator=generator),
+            torch.randn(num_images, count, generator=generator),
+            [(100, 132)] * num_images,
+        )
+        syncs, _ = count_operators(Job("decode", lambda: FCOSDecoder()(locations, *inputs)))
+        return syncs
+
+    assert waits(8) - waits(4) == 4
+    assert waits(1) <= 7
+    assert waits(8) <= 14

@@ -65,3 +65,9 @@ def test_steps_are_torchvisions():
         locations = compute_locations(sizes, strides, 0.0, image_size=(height, width))
         assert torch.equal((anchors[:, :2] + anchors[:, 2:]) / 2, locations.points)
         assert torch.equal(anchors[:, 2] - anchors[:, 0], locations.strides)
+
+
+def test_level_of_an_index():
+    locations = compute_locations([(2, 3), (1, 2), (1, 1)], [8, 16, 32])
+    assert locations.level_of(torch.arange(9)).tolist() == [0] * 6 + [1] * 2 + [2]
+    assert (2 ** (3 + locations.level_of(torch.arange(9))) == locations.strides).all()

@@ -8,7 +8,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from fcos_d2.modeling import CenterSamplingMatcher, compute_locations
+from fcos_d2.benchmark.measure import Job, count_operators, peak_memory_cpu
+from fcos_d2.modeling import CenterSamplingMatcher, compute_locations, matcher
 
 STRIDES = [8, 16, 32, 64, 128]
 BOUNDS = [64, 128, 256, 512]
@@ -240,3 +241,84 @@ def test_an_ignored_box_yields_to_any_other():
 def test_bounds_have_to_increase():
     with pytest.raises(ValueError, match="SIZES_OF_INTEREST.*increasing"):
         CenterSamplingMatcher(num_classes=1, radius=1.5, sizes_of_interest=[64, 64])
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.5, 40.0])
+@pytest.mark.parametrize("pairs", [1, 100, 4000])
+def test_chunks_change_nothing(radius, pairs, monkeypatch):
+    """A pair, a few boxes and rows, or many of them at a time."""
+    rng = random.Random(5)
+    images = [make_instances(random_boxes(rng, n, 160, 224, True)) for n in (7, 0, 5)]
+    locations = make_locations(160, 224)
+    matcher_of_all = CenterSamplingMatcher(
+        num_classes=NUM_CLASSES, radius=radius, sizes_of_interest=BOUNDS
+    )
+    expected = matcher_of_all(locations, images)
+    monkeypatch.setattr(matcher, "_MAX_PAIRS", pairs)
+    got = matcher_of_all(locations, images)
+    assert (expected.gt_inds >= 0).any()
+    assert torch.equal(got.labels, expected.labels)
+    assert torch.equal(got.gt_inds, expected.gt_inds)
+
+
+def many_boxes(count, height, width):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    boxes = torch.cat((corner, corner + 400 * torch.rand(count, 2, generator=generator)), 1)
+    return make_instances(boxes.tolist())
+
+
+@pytest.mark.parametrize("strides, bounds", [(STRIDES, BOUNDS), ([4], [])])
+def test_memory_of_whole_boxes_is_bounded(strides, bounds):
+    """Below 64 MiB beside what is returned (16 bytes a location), whatever comes.
+
+    With all levels the windows are bounded by the ranges; with one level each box can claim all
+    512 x 2048 cells of an image of 2048 x 8192. 3000 boxes would have 3e9 pairs.
+    """
+    height, width = (2048, 8192) if len(strides) == 1 else (1024, 2048)
+    sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in strides]
+    locations = compute_locations(sizes, strides)
+    gt = [many_boxes(3000 if len(strides) > 1 else 3, height, width)]
+    match = CenterSamplingMatcher(num_classes=1, radius=0, sizes_of_interest=bounds)
+    returned = 16 * len(locations.points)
+    assert peak_memory_cpu(Job("match", lambda: match(locations, gt))) - returned < 64 * 2**20
+
+
+def test_memory_grows_with_the_boxes_and_not_with_boxes_times_locations():
+    """4 images of 800 x 1333 with 200 boxes: 18 million pairs would take 18 MiB as bits alone.
+
+    What is returned, twice 4 x 22,300 int64, is 1.4 MiB of the peak.
+    """
+    locations = make_locations(800, 1333)
+    gt = [many_boxes(200, 800, 1333) for _ in range(4)]
+    match = CenterSamplingMatcher(num_classes=1, radius=1.5, sizes_of_interest=BOUNDS)
+    assert peak_memory_cpu(Job("match", lambda: match(locations, gt))) < 8 * 2**20
+
+
+@pytest.mark.parametrize("radius", [0.0, 1.5])
+def test_nothing_waits_for_the_device(radius):
+    locations = make_locations(128, 160)
+    gt = [many_boxes(20, 128, 160) for _ in range(2)]
+    match = CenterSamplingMatcher(num_classes=1, radius=radius, sizes_of_interest=BOUNDS)
+    syncs, kernels = count_operators(Job("match", lambda: match(locations, gt)))
+    assert syncs == 0
+    # As many for more boxes and larger images, and two more for each image.
+    locations = make_locations(512, 512)
+    gt = [many_boxes(50, 512, 512) for _ in range(4)]
+    assert count_operators(Job("match", lambda: match(locations, gt))) == (0, kernels + 4)
+
+
+def test_the_geometry_of_each_grid_is_its_own():
+    """One matcher on grids of other sizes, strides and steps, one after the other and again."""
+    match = CenterSamplingMatcher(num_classes=1, radius=1.5, sizes_of_interest=[64])
+    gt = [make_instances([[3, 5, 60, 50]])]
+    grids = [
+        compute_locations([(8, 8), (4, 4)], [8, 16]),
+        compute_locations([(8, 8), (4, 4)], [16, 32]),
+        compute_locations([(8, 8), (4, 4)], [8, 16], image_size=(56, 56)),
+        compute_locations([(8, 8), (4, 4)], [8, 16], offset=0.0),
+        compute_locations([(16, 8), (8, 4)], [8, 16]),
+    ]
+    for grid in [*grids, *grids]:
+        fresh = CenterSamplingMatcher(num_classes=1, radius=1.5, sizes_of_interest=[64])
+        assert torch.equal(match(grid, gt).gt_inds, fresh(grid, gt).gt_inds)

@@ -1,0 +1,136 @@
+"""What is measured, and what the report makes of it."""
+
+import pytest
+import torch
+
+from fcos_d2.benchmark import PARTS, Options, format_report, run, run_benchmark
+from fcos_d2.benchmark.inputs import Case
+from fcos_d2.benchmark.run import _add_ratios, cases_of, choose_peers
+
+
+def make_row(**changes):
+    row = {"part": "train", "batch": 2, "height": 512, "width": 512, "boxes": 8, "variant": ""}
+    row |= {"name": "fcos_d2", "precision": "fp32", "compiled": False, "median_ms": 1.0}
+    row |= {"min_ms": 1.0, "max_ms": 1.0, "peak_mib": 1.0, "syncs": 2, "kernels": 3}
+    row |= {"images_per_s": 100.0, "speedup": None, "speedup_plain": None}
+    return row | changes
+
+
+def make_results(rows):
+    environment = {"cpu": "Some CPU", "cores": 2, "commit": None, "load_average": [0.5, 1.0, 2.0]}
+    left_out = {"adelaidet": "it is not there"}
+    return {
+        "environment": environment,
+        "left_out": left_out,
+        "rows": rows,
+        "flops_per_second": {"fp32": 1.5e11},
+    }
+
+
+def test_every_part_has_loads_of_its_own():
+    for part in PARTS:
+        assert cases_of(part)
+    assert cases_of("match") == [Case(4, 800, 1333, 200), Case(4, 800, 1066, 8)]
+
+
+def test_other_batches_and_sizes():
+    assert cases_of("train", batches=[1, 8], sizes=[(64, 96)]) == [
+        Case(1, 64, 96, 200),
+        Case(8, 64, 96, 200),
+        Case(1, 64, 96, 8),
+        Case(8, 64, 96, 8),
+    ]
+    # The default sizes are two, which one size makes the same.
+    assert cases_of("infer", sizes=[(64, 96)]) == [Case(1, 64, 96, 0)]
+    assert cases_of("loader", batches=[64], sizes=[(64, 96)]) == cases_of("loader")
+
+
+def test_ratios_are_to_the_fastest_peer():
+    rows = [
+        make_row(median_ms=2.0),
+        make_row(name="torchvision", median_ms=10.0),
+        make_row(name="detectron2", median_ms=6.0),
+        make_row(median_ms=1.0, precision="bf16"),
+        make_row(name="torchvision", median_ms=4.0, precision="bf16"),
+        make_row(median_ms=0.5, compiled=True),
+    ]
+    _add_ratios(rows)
+    assert [x["speedup"] for x in rows] == [3.0, 0.6, 1.0, 4.0, 1.0, None]
+    assert [x["speedup_plain"] for x in rows] == [3.0, 0.6, 1.0, 6.0, 1.5, 12.0]
+
+
+def test_a_missing_peer_is_left_out_or_refused(monkeypatch):
+    reasons = {"detectron2": "too old: get another", "adelaidet": ""}
+    monkeypatch.setattr("fcos_d2.benchmark.run.why_missing", lambda x: reasons.get(x, ""))
+    names, left_out = choose_peers(None)
+    assert names == ["torchvision", "adelaidet"]
+    assert left_out == {"detectron2": "too old: get another"}
+    assert choose_peers(["adelaidet"]) == (["adelaidet"], {})
+    with pytest.raises(ValueError, match="--peers detectron2: too old: get another"):
+        choose_peers(["torchvision", "detectron2"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device():
+    with pytest.raises(ValueError, match="--device cuda: PyTorch finds no CUDA device"):
+        run_benchmark(Options(device="cuda"))
+
+
+def test_tf32_needs_cuda():
+    with pytest.raises(ValueError, match="tf32 exists on CUDA devices only"):
+        run_benchmark(Options(precisions=["tf32"]))
+
+
+def test_everything_is_measured_of_everybody(monkeypatch):
+    monkeypatch.setitem(run._LOADS, "train", [Case(1, 64, 96, 8)])
+    monkeypatch.setitem(run._LOADS, "loader", [Case(1, 60, 80, 3)])
+    options = {"parts": ["loss", "decode", "train", "loader"], "batches": [1], "sizes": [(64, 96)]}
+    results = run_benchmark(Options(["torchvision"], depth=18, rounds=2, **options))
+    loader = [("loader", "fcos_d2"), ("loader", "fcos_d2"), ("loader", "detectron2")]
+    parts = [(part, name) for part in options["parts"][:3] for name in ("fcos_d2", "torchvision")]
+    rows = results["rows"]
+    assert [(x["part"], x["name"]) for x in rows] == parts + loader
+    for row in rows:
+        assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
+        assert row["images_per_s"] == pytest.approx(1000 / row["median_ms"])
+        if row["part"] != "loader":
+            assert row["peak_mib"] > 0 and row["kernels"] > 0 and row["syncs"] >= 0
+        if row["part"] == "train":
+            assert row["outside_share"] == row["outside_ms"] / row["median_ms"] < 1
+            assert row["convolution_gflop"] == rows[4]["convolution_gflop"] > 0
+            seconds = row["median_ms"] / 1000
+            share = row["convolution_gflop"] * 1e9 / results["flops_per_second"]["fp32"] / seconds
+            assert row["roofline_share"] == pytest.approx(share)
+    assert "Loader processes that keep up" in format_report(results)
+
+
+def test_report():
+    rows = [
+        make_row(median_ms=1234.5, outside_ms=2.5, outside_share=0.0123, roofline_share=0.5),
+        make_row(name="torchvision", median_ms=2469.0, speedup=1.0, syncs=None),
+        make_row(variant="optimized", part="infer", precision="bf16", speedup=2.345),
+        make_row(part="loader", variant="DatasetMapper", precision="", images_per_s=40.0),
+    ]
+    report = format_report(make_results(rows))
+    lines = report.splitlines()
+    assert lines[0] == "CPU Some CPU, cores 2, load 0.5 1.0 2.0."
+    assert "Left out: adelaidet: it is not there." in lines
+    table = [x.replace(" ", "") for x in lines if x.startswith("|")]
+    assert table[0] == (
+        "||medianms|min|max|vsfastestpeer|peakMiB|syncs|kernels|images/s|outsidems|outside|"
+        "oftheroof|"
+    )
+    assert table[2] == "|fcos_d2,fp32|1234|1|1||1|2|3|100|2.5|1.23%|50%|"
+    assert table[3] == "|torchvision,fp32|2469|1|1|1x|1||3|100||||"
+    assert table[6].startswith("|fcos_d2,optimized,bf16|1|1|1|2.35x|")
+    assert "2 images of 512x512, 8 boxes each:" in lines
+    # 100 images a second need three processes of 40.
+    assert "- fcos_d2, DatasetMapper, files of 512x512: 3" in lines
+    assert "TFLOP/s: fp32 0.15." in report and "those that a GPU would have" in report
+
+
+def test_report_of_a_gpu_speaks_of_no_cpu():
+    results = make_results([make_row(part="match")])
+    results["environment"]["gpu"] = "Some GPU"
+    report = format_report(results)
+    assert "GPU Some GPU" in report and "would have" not in report
