@@ -69,10 +69,11 @@ def _focal_loss_torch(
     column = labels.clamp(0, num_classes - 1)[..., None]
     positive = ((labels >= 0) & (labels < num_classes))[..., None]
     x = logits.gather(-1, column).to(grad.dtype)
-    loss, slope = _entries(x, weights[1], gamma)
+    loss, _ = _entries(x, weights[1], gamma)
     loss_of_class, slope_of_class = _entries(-x, weights[0], gamma)
     total += torch.where(positive, loss_of_class - loss, 0.0).sum()
-    grad.scatter_add_(-1, column, torch.where(positive, -slope_of_class - slope, 0.0))
+    kept = grad.gather(-1, column)
+    grad.scatter_(-1, column, torch.where(positive, -slope_of_class, kept))
     return total
 
 
@@ -116,10 +117,11 @@ def _entries(x: Tensor, weight: float, gamma: float) -> tuple[Tensor, Tensor]:
 def _probabilities(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return p, 1 - p and softplus(x) = -ln(1 - p).
 
-    PyTorch's own softplus takes five times as long on the CPU. As 1 - p is rounded, s is off by up
-    to 1e-7 absolute; losses that compute 1 - p_t have the same error.
+    PyTorch's own softplus takes three times as long on the CPU. q, which stands for 1 - p, is
+    rounded; p / (1 - q), which would be 1, takes the error out of the logarithm again.
     """
+    tiny = torch.finfo(x.dtype).tiny
     p, q = x.sigmoid(), (-x).sigmoid()
-    # softplus(x) > x, which it equals where 1 - p has no digits left.
-    s = q.clamp(min=torch.finfo(x.dtype).tiny).log_().neg_()
+    s = q.clamp(min=tiny).log_().neg_().mul_(p).div_((1 - q).clamp_(min=tiny))
+    # softplus(x) > x, which it equals where q has no digits left.
     return p, q, torch.maximum(s, x, out=s)

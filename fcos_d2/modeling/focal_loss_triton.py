@@ -81,7 +81,9 @@ def _kernel(
         e = tl.exp(-tl.abs(z))
         p = tl.where(z > 0, 1.0, e) / (1.0 + e)
         q = tl.where(z > 0, e, 1.0) / (1.0 + e)
-        s = tl.maximum(z, 0.0) + tl.log(1.0 + e)
+        # ln(1 + e), with the rounding of 1 + e taken out again.
+        u = 1.0 + e
+        s = tl.maximum(z, 0.0) + tl.where(u == 1.0, e, tl.log(u) * (e / (u - 1.0)))
         if GAMMA == 2.0:
             factor = p * p
         elif GAMMA == 0.0:

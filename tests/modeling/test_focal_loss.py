@@ -92,6 +92,25 @@ def test_half_precision_rounds_the_gradient_once(dtype):
     torch.testing.assert_close(logits.grad.double(), other.grad, rtol=4e-3, atol=0)
 
 
+def accuracy_case():
+    logits = torch.linspace(-16, 16, 4001)[None, :, None]
+    labels = torch.arange(4001)[None] % 2  # of one class, so 1 is background
+    other = logits.double().requires_grad_()
+    # -ln(1 - p) without the rounding of 1 - p.
+    sign = 1 - 2.0 * (labels == 0)[..., None]
+    p, s = (sign * other).sigmoid(), F.softplus(sign * other, threshold=100)
+    (torch.where(labels == 0, 0.25, 0.75)[..., None] * p**2 * s).sum().backward()
+    return logits, labels, other.grad
+
+
+def test_gradient_is_accurate_for_easy_entries_too():
+    """Each to 2e-6 of itself: nearly all entries are easy, and 1 - p alone is off by up to 6e-8."""
+    logits, labels, expected = accuracy_case()
+    logits.requires_grad_()
+    sigmoid_focal_loss(logits, labels).backward()
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-6, atol=0)
+
+
 def test_logits_of_any_size():
     """Wrong by 200: (1 - 0.25) * 200 + 0.25 * 200, where 1 - p is 0 in float32; right: no loss."""
     logits = torch.tensor([[200.0, -200.0], [200.0, -200.0]], requires_grad=True)
@@ -129,7 +148,7 @@ TRITON_CASES = """
     import sys
     sys.path.insert(0, {folder!r})
     import torch
-    from test_focal_loss import LAYOUTS, random_case, reference
+    from test_focal_loss import LAYOUTS, accuracy_case, random_case, reference
     from fcos_d2.modeling.focal_loss_triton import focal_loss_triton
 
     for images, rows, num_classes in [(2, 70, 5), (1, 64, 33), (2, 1, 1), (2, 0, 3)]:
@@ -152,6 +171,10 @@ TRITON_CASES = """
     other = logits[0].double().requires_grad_()
     reference(other, labels[0], 0.25, 2.0).backward()
     torch.testing.assert_close(grad.double(), other.grad, rtol=1e-5, atol=1e-6)
+    logits, labels, expected = accuracy_case()
+    grad = torch.empty_like(logits)
+    focal_loss_triton(logits, labels, grad, (0.25, 0.75), 2.0)
+    torch.testing.assert_close(grad.double(), expected, rtol=2e-6, atol=0)
     print("equal")
 """
 
