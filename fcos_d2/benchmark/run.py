@@ -32,7 +32,7 @@ _LOADS: dict[str, list[Case]] = {
     "decode": [Case(1, 800, 1066, 150), Case(8, 800, 1066, 150)],
     "train": [Case(2, 512, 512, 200), Case(2, 512, 512, 8)],
     "infer": [Case(1, 512, 512, 0), Case(1, 800, 1066, 0)],
-    "loader": [Case(2, 1500, 2000, 8), Case(2, 375, 500, 8)],
+    "loader": [Case(2, 3000, 4000, 8), Case(2, 375, 500, 8)],
 }
 
 

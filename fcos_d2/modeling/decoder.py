@@ -103,16 +103,14 @@ class FCOSDecoder:
             For each image ``pred_boxes`` (XYXY pixels of the network's input, clipped to it),
             ``scores`` and ``pred_classes``, best first; with no detection they have length 0.
         """
-        # Under tracing Detectron2's image sizes are tensors, which as_tensor takes as well.
-        sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
-        height, width = sizes.to(locations.points).unbind(1)
-        limits = torch.stack((width, height, width, height), dim=1)
+        limits = _limits(image_sizes, like=locations.points)
         image, place, classes, scores, rating = self._candidates(logits, quality)
         points, strides = _take(place, locations.points, locations.strides)
         boxes = decode_boxes(points, strides, ltrb[image, place].float())
         clipped = boxes.clamp(min=0).minimum(limits.index_select(0, image))
-        keep = self._is_among_best(locations, image, place, rating)
-        keep = keep & (self._large(clipped) if self.clip_before_nms else boxes.isfinite().all(1))
+        keep = self._large(clipped) if self.clip_before_nms else boxes.isfinite().all(1)
+        if self._may_have_too_many(locations, image, place):
+            keep &= self._is_among_best(locations, image, place, rating)
         boxes, clipped, scores, classes, image = _filter(
             keep, boxes, clipped, scores, classes, image
         )
@@ -180,16 +178,20 @@ class FCOSDecoder:
         rating = scores if self.topk_on == "score" else _take(entry, cls.flatten())[0]
         return image, place, classes, scores, rating
 
+    def _may_have_too_many(self, locations: Locations, image: Tensor, place: Tensor) -> bool:
+        """Tell whether a level may have more candidates than are kept of it."""
+        if torch.jit.is_tracing():
+            return True
+        if len(place) <= self.topk_candidates or place.device.type != "cpu":
+            return len(place) > self.topk_candidates  # asking for more would wait for the device
+        group = _group(locations, image, place)
+        return bool(group.bincount().max() > self.topk_candidates)
+
     def _is_among_best(
         self, locations: Locations, image: Tensor, place: Tensor, rating: Tensor
     ) -> Tensor:
         """Tell which candidates are among the best of their level, of equal ones the first."""
-        if len(rating) <= self.topk_candidates and not torch.jit.is_tracing():
-            return torch.ones_like(image, dtype=torch.bool)
-        group = image * len(locations.level_sizes) + locations.level_of(place)
-        asking = group.device.type == "cpu" and not torch.jit.is_tracing()  # elsewhere that waits
-        if asking and group.bincount().max() <= self.topk_candidates:
-            return torch.ones_like(image, dtype=torch.bool)
+        group = _group(locations, image, place)
         if self.topk_on == "score":  # they come in this order
             order = group.argsort(stable=True)
         else:
@@ -199,6 +201,19 @@ class FCOSDecoder:
         position = torch.arange(len(order), device=order.device)
         position = position - torch.searchsorted(ordered, ordered)
         return torch.empty_like(order).scatter_(0, order, position) < self.topk_candidates
+
+
+def _limits(image_sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
+    """Return (width, height, width, height) of each image, (N, 4)."""
+    if torch.jit.is_tracing():  # Detectron2's sizes are tensors there, and stay variables
+        sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
+        return sizes.to(like).flip(1).repeat(1, 2)
+    return like.new_tensor([(width, height, width, height) for height, width in image_sizes])
+
+
+def _group(locations: Locations, image: Tensor, place: Tensor) -> Tensor:
+    """Number the levels of all images through."""
+    return image * len(locations.level_sizes) + locations.level_of(place)
 
 
 def _rate(logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -292,8 +307,8 @@ def _move_apart(boxes: Tensor, group: Tensor) -> Tensor:
     """
     if not len(boxes):
         return boxes.double()
-    boxes = boxes.double()
-    return boxes + (group * (boxes.max() - boxes.min() + 1))[:, None]
+    low, high = boxes.aminmax()
+    return boxes.double() + (group * (high.double() - low + 1))[:, None]
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:

@@ -1,15 +1,11 @@
 """The focal loss over dense logits: value and closed-form gradient in one pass."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-try:
-    from .focal_loss_triton import focal_loss_triton
-except ImportError:  # Triton comes with PyTorch's CUDA builds for Linux
-    focal_loss_triton = None
 
 
 def sigmoid_focal_loss(
@@ -40,8 +36,8 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         # Not in half precision: before it is scaled, the gradient of most entries is below what
         # float16 can hold.
         grad = torch.empty_like(logits, dtype=torch.float32 if half else logits.dtype)
-        use_triton = focal_loss_triton is not None and logits.is_cuda and grad.dtype.itemsize == 4
-        compute = focal_loss_triton if use_triton else _focal_loss_torch
+        on_cuda = logits.is_cuda and grad.dtype == torch.float32
+        compute = _cuda_kernel() if on_cuda else _focal_loss_torch
         loss = compute(logits, labels, grad, weights, gamma)
         ctx.save_for_backward(grad)
         ctx.dtype = logits.dtype
@@ -53,6 +49,16 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         (grad,) = ctx.saved_tensors
         result = torch.empty_like(grad, dtype=ctx.dtype)
         return torch.mul(grad, grad_output, out=result), None, None, None
+
+
+@functools.cache
+def _cuda_kernel() -> Callable:
+    """Return Triton's, which comes with PyTorch's CUDA builds for Linux; else the one below."""
+    try:
+        from .focal_loss_triton import focal_loss_triton
+    except ImportError:
+        return _focal_loss_torch
+    return focal_loss_triton
 
 
 def _focal_loss_torch(
