@@ -166,9 +166,10 @@ class CenterSamplingMatcher:
                 start += size[0] * size[1]
             table = torch.tensor(rows, dtype=torch.float64, device=device)
             step, size, start, half_side, half_window, reach = table.split((2, 2, 1, 1, 1, 2), 1)
-            self._levels[key] = _Levels(
-                step, size, start[:, 0], half_side[:, 0], half_window[:, 0], reach
-            )
+            levels = _Levels(step, size, start[:, 0], half_side[:, 0], half_window[:, 0], reach)
+            if type(table) is not Tensor:  # a fake one, not to be seen again
+                return levels
+            self._levels[key] = levels
         return self._levels[key]
 
     def _half_side(self, stride: int) -> float:

@@ -90,6 +90,27 @@ def test_waits_for_the_device(tiny_cfg):
     assert again == (0, kernels)
 
 
+def test_a_whole_step_without_a_wait(tiny_cfg):
+    """Images, matching, losses and gradients, all on the device of the model.
+
+    Detectron2's ``ImageList`` reads sizes from tensors that are on the CPU always.
+    """
+    tiny_cfg.MODEL.FCOS.STATIC_SHAPES = True
+    model = build_model(tiny_cfg)
+    instances = make_case("two images")[1]
+    batch = [
+        {"image": torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8), "instances": x}
+        for x in instances
+    ]
+
+    def step():
+        with EventStorage():
+            sum(model(batch).values()).backward()
+
+    of_sizes, _ = count_operators(Job("images", lambda: model.preprocess_image(batch)))
+    assert count_operators(Job("step", step))[0] == of_sizes
+
+
 def test_static_nonzero():
     mask = torch.tensor([[False, True, False], [True, False, True]])
     (rows, columns), valid = _nonzero_static(mask, 5)
