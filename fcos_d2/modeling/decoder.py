@@ -265,7 +265,7 @@ def _suppress_by_image(
     many are kept as are wanted.
     """
     counts = image.bincount(minlength=num_images).tolist()
-    step = 3 * limit
+    step = max(1, 3 * limit)
     kept, offset = [], 0
     for own_boxes, own_scores in zip(
         _move_apart(boxes, classes).split(counts), scores.double().split(counts), strict=True
