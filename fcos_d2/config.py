@@ -20,7 +20,8 @@ def add_fcos_config(cfg: CN) -> None:
     cfg.MODEL.FCOS.NUM_CLASSES = -1
     # Feature maps of the backbone that the head runs on, finest first.
     cfg.MODEL.FCOS.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
-    # What P6 is computed from: "p5" (the output of the FPN) or "res5" (its input).
+    # What P6 is computed from: "p5" (the output of the FPN) or "res5" (its input). Where
+    # FPN.IN_FEATURES ends with res4, what P5 is computed from: "p4" or "res4".
     cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p5"
 
     # Head. 3x3 convolutions that both towers share, then those of each.
@@ -94,6 +95,10 @@ def add_fcos_config(cfg: CN) -> None:
     cfg.INPUT.DIFFICULT = "ignore"
     # What training does with crowd regions (COCO): "ignore" or "drop".
     cfg.INPUT.CROWD = "ignore"
+
+    # Change brightness, contrast and saturation in training, each by a factor drawn from
+    # 1 - COLOR_JITTER to 1 + COLOR_JITTER.
+    cfg.INPUT.COLOR_JITTER = 0.0
 
     # Decode JPEG files at 1/2, 1/4 or 1/8 of their size where the resizing that follows makes them
     # at least that much smaller.

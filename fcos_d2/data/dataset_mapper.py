@@ -63,6 +63,8 @@ class DetectionDatasetMapper:
         augmentations = utils.build_augmentation(cfg, is_train)
         if is_train and cfg.INPUT.CROP.ENABLED:
             augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+        if is_train:
+            augmentations += color_jitter(cfg.INPUT.COLOR_JITTER)
         return {
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
@@ -130,6 +132,25 @@ class DetectionDatasetMapper:
         if annotation.get("iscrowd", 0):
             return True
         return bool(annotation.get("difficult", 0)) and self.difficult == "ignore"
+
+
+def color_jitter(strength: float) -> list[T.Augmentation]:
+    """Return Detectron2's brightness, contrast and saturation; nothing for 0.
+
+    Args:
+        strength: the factors are drawn from [1 - strength, 1 + strength].
+
+    Raises:
+        ValueError: it is not in [0, 1).
+    """
+    if not 0 <= strength < 1:
+        raise ValueError(f"INPUT.COLOR_JITTER is {strength}: it has to be in [0, 1), as in 0.2.")
+    if not strength:
+        return []
+    factors = (1 - strength, 1 + strength)
+    # Detectron2 weighs the channels of the grey image as those of RGB; with BGR the saturation
+    # changes about a slightly different grey.
+    return [T.RandomBrightness(*factors), T.RandomContrast(*factors), T.RandomSaturation(*factors)]
 
 
 def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:

@@ -1,27 +1,39 @@
 """ResNet-FPN with P6 and P7, out of Detectron2's own builders."""
 
+import math
+
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, build_resnet_backbone
-from detectron2.modeling.backbone.fpn import FPN, LastLevelP6P7
+from detectron2.modeling.backbone.fpn import FPN
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
 
-class LastLevelP6(nn.Module):
-    """Detectron2's ``LastLevelP6P7`` without P7."""
+class TopBlock(nn.Module):
+    """The levels above the last of the FPN, each a 3x3 convolution of stride 2 on the one below.
 
-    num_levels = 1
+    With P6 and P7 it is Detectron2's ``LastLevelP6P7``, which has no other number of levels.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "p5"):
-        """Take the channels of ``in_feature`` and those of the other levels."""
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str, levels: list[str]):
+        """Take the channels of ``in_feature``, those of the levels, and the levels' names."""
         super().__init__()
         self.in_feature = in_feature
-        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        c2_xavier_fill(self.p6)
+        self.levels = levels
+        self.num_levels = len(levels)
+        for level in levels:
+            conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+            c2_xavier_fill(conv)
+            self.add_module(level, conv)
+            in_channels = out_channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return [P6]."""
-        return [self.p6(x)]
+        """Return the levels, finest first; a ReLU lies between two convolutions."""
+        results: list[Tensor] = []
+        for level in self.levels:
+            x = self.get_submodule(level)(results[-1].relu() if results else x)
+            results.append(x)
+        return results
 
 
 @BACKBONE_REGISTRY.register()
@@ -29,12 +41,14 @@ def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build the backbone of FCOS (paper, section 3.2): P3..P5, then P6 and P7 by stride-2 conv.
 
     Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here
-    ``MODEL.FCOS.TOP_BLOCK_IN_FEATURE`` is "p5" (the default) or "res5". Of P6 and P7 those are
-    built that ``MODEL.FCOS.IN_FEATURES`` needs: a layer that nothing uses gets no gradient, which
-    DistributedDataParallel does not allow.
+    ``MODEL.FCOS.TOP_BLOCK_IN_FEATURE`` is "p5" (the default) or "res5". Where FPN.IN_FEATURES ends
+    with another stage, say res4, P5, too, is one of the levels on top, and the key is "p4" or
+    "res4". Levels above those that ``MODEL.FCOS.IN_FEATURES`` needs are not built: a layer that
+    nothing uses gets no gradient, which DistributedDataParallel does not allow.
 
     Raises:
-        ValueError: the top block's input is neither "p5" nor a stage in RESNETS.OUT_FEATURES.
+        ValueError: the top block's input is neither the last level of the FPN nor a stage in
+            RESNETS.OUT_FEATURES.
     """
     bottom_up = build_resnet_backbone(cfg, input_shape)
     return FPN(
@@ -50,17 +64,17 @@ def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
 def _build_top_block(cfg, bottom_up_shape: dict[str, ShapeSpec]) -> nn.Module | None:
     in_feature = cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
-    if in_feature == "p5":
+    last_stage = cfg.MODEL.FPN.IN_FEATURES[-1]
+    last = int(math.log2(bottom_up_shape[last_stage].stride))
+    if in_feature == f"p{last}":
         in_channels = out_channels
-    elif in_feature == "res5" and in_feature in bottom_up_shape:
+    elif in_feature == last_stage:
         in_channels = bottom_up_shape[in_feature].channels
     else:
         raise ValueError(
-            f"MODEL.FCOS.TOP_BLOCK_IN_FEATURE is {in_feature!r}: it has to be 'p5', or 'res5' "
-            f"when that is in MODEL.RESNETS.OUT_FEATURES ({cfg.MODEL.RESNETS.OUT_FEATURES})."
+            f"MODEL.FCOS.TOP_BLOCK_IN_FEATURE is {in_feature!r}: after the {last_stage} that "
+            f"MODEL.FPN.IN_FEATURES ends with it has to be 'p{last}' or {last_stage!r}."
         )
-    if "p7" in cfg.MODEL.FCOS.IN_FEATURES:
-        return LastLevelP6P7(in_channels, out_channels, in_feature)
-    if "p6" in cfg.MODEL.FCOS.IN_FEATURES:
-        return LastLevelP6(in_channels, out_channels, in_feature)
-    return None
+    wanted = [int(x[1:]) for x in cfg.MODEL.FCOS.IN_FEATURES if x[1:].isdecimal()]
+    levels = [f"p{level}" for level in range(last + 1, max(wanted, default=last) + 1)]
+    return TopBlock(in_channels, out_channels, in_feature, levels) if levels else None

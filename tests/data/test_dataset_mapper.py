@@ -93,3 +93,32 @@ def test_from_config_crops_and_resizes(record, tiny_cfg):
     tiny_cfg.INPUT.CROP.SIZE = [10, 10]
     tiny_cfg.INPUT.MIN_SIZE_TRAIN = (30,)
     assert DetectionDatasetMapper(tiny_cfg)(record)["image"].shape == (3, 30, 30)
+
+
+def test_color_jitter_changes_the_colours_alone(record, tiny_cfg):
+    """On a grey image of 100 contrast (about the mean) and saturation change nothing.
+
+    Brightness multiplies by [0.5, 1.5]: values of one image are equal, within 50 and 150.
+    """
+    Image.fromarray(np.full((20, 40, 3), 100, dtype=np.uint8)).save(record["file_name"])
+    tiny_cfg.INPUT.MIN_SIZE_TRAIN = (20,)
+    tiny_cfg.INPUT.RANDOM_FLIP = "none"
+    plain = DetectionDatasetMapper(tiny_cfg)(record)
+    tiny_cfg.INPUT.COLOR_JITTER = 0.5
+    mapper = DetectionDatasetMapper(tiny_cfg)
+    np.random.seed(0)
+    mapped = [mapper(record) for _ in range(20)]
+    values = {tuple(x["image"].unique().tolist()) for x in mapped}
+    assert all(len(x) == 1 and 49 <= x[0] <= 150 for x in values)
+    assert len(values) > 10
+    for x in mapped:
+        assert torch.equal(x["instances"].gt_boxes.tensor, plain["instances"].gt_boxes.tensor)
+    tested = DetectionDatasetMapper(tiny_cfg, is_train=False)(record)["image"]
+    assert tested.unique().tolist() == [100]
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.0])
+def test_color_jitter_out_of_range(tiny_cfg, strength):
+    tiny_cfg.INPUT.COLOR_JITTER = strength
+    with pytest.raises(ValueError, match="INPUT.COLOR_JITTER is"):
+        DetectionDatasetMapper(tiny_cfg)
