@@ -30,11 +30,13 @@ INSTALL_REQUIRES = [
     "torch>=2.3",
     "torchvision>=0.18",
     "fvcore>=0.1.5",
+    "jinja2",
     "numpy",
     "omegaconf>=2.1",
     "pillow>=9.1",
     "pycocotools>=2.0.2",
     "matplotlib>=3.6",
+    "pandas>=2",
     "pyyaml",
     "tabulate",
     "tqdm",
@@ -42,7 +44,8 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "dev": ["pytest", "ruff"],
+    # Playwright drives the browser that the report is tested in, where there is one.
+    "dev": ["playwright", "pytest", "ruff"],
     # Detectron2 draws and rotates with cv2, but four distributions bring that module
     # (opencv-python, -headless, -contrib-...) and they overwrite each other's files. Whoever has
     # Detectron2 has one of them, so none is forced on them. `make` and a new environment take this

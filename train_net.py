@@ -2,6 +2,7 @@
 
 In several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...
 Evaluate faster: --eval-only ... MODEL.WEIGHTS FILE TEST.OPTIMIZE bfloat16 [TEST.COMPILE True]
+More views of each image: --eval-only ... TEST.AUG.ENABLED True
 """
 
 import logging

@@ -110,6 +110,22 @@ def add_fcos_config(cfg: CN) -> None:
     cfg.TEST.OPTIMIZE = "none"
     # Compile it as well: minutes at the start, faster afterwards.
     cfg.TEST.COMPILE = False
+    # Detectron2's TEST.AUG.* (views of an image, for --eval-only and demo.py; not the evaluations
+    # during training): its default sizes suit INPUT.MIN_SIZE_TEST 800, recipes set their own.
+    # What the evaluations of a training are compared by, the more the better; the weights of the
+    # best are kept as model_best.pth. As metrics.json names it; with several test sets the first's,
+    # or "<dataset>/bbox/AP". "" keeps none. (A ProposalNetwork: "box_proposals/AR@1000".)
+    cfg.TEST.BEST_METRIC = "bbox/AP"
+    # Stop training after so many evaluations in a row without a better BEST_METRIC; 0: never.
+    cfg.TEST.EARLY_STOP_PATIENCE = 0
+
+    # Average the weights exponentially over the iterations. Evaluations use the average, and
+    # checkpoints hold it as their model.
+    cfg.MODEL_EMA = CN()
+    cfg.MODEL_EMA.ENABLED = False
+    # Share of the average that an iteration keeps: over about 1 / (1 - DECAY) iterations. Less in
+    # the first ones: (1 + t) / (10 + t) after t, which is below 0.999 up to iteration 8990.
+    cfg.MODEL_EMA.DECAY = 0.999
 
     # Skip boxes that are empty, inverted or outside their image, with a count, instead of an error.
     cfg.DATASETS.SKIP_BAD_BOXES = False

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,9 +31,10 @@ class FCOSCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str] = (),
         cfg: CfgNode | None = None,
         for_inference: bool = False,
+        get_weights: Callable[[], dict[str, Tensor]] | None = None,
         **kwargs,
     ):
-        """Take the arguments of ``DetectionCheckpointer`` and three more.
+        """Take the arguments of ``DetectionCheckpointer`` and four more.
 
         Args:
             model: an FCOS.
@@ -41,12 +42,15 @@ class FCOSCheckpointer(DetectionCheckpointer):
             class_names: of the data; saved with the weights, compared with those that are loaded.
             cfg: of the run; what the weights need of it is saved with them.
             for_inference: refuse weights that training starts from.
+            get_weights: gives the weights to save, in place of the model's own: their average.
             kwargs: see ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
         self.class_names = list(class_names)
         self.cfg = cfg
         self.for_inference = for_inference
+        self._get_weights = get_weights or self.model.state_dict
+        self._last_saved: tuple[str, dict[str, Any]] | None = None
         self._fine_tune = False
         self._path = ""
 
@@ -54,16 +58,36 @@ class FCOSCheckpointer(DetectionCheckpointer):
         """Write ``name.pth``, with class names and keys in it; it is there whole or not at all."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), "class_names": self.class_names}
+        state = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        self.save_weights(name, **state, **kwargs)
+        self.tag_last_checkpoint(f"{name}.pth")
+        self._last_saved = name, kwargs
+
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """Write ``name.pth`` as :meth:`save` does, without what training goes on from.
+
+        The last checkpoint, which a run is resumed from, stays the one it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self._get_weights(), "class_names": self.class_names}
         if self.cfg is not None:
             data["cfg"] = keys_to_save(self.cfg)
-        data.update({key: value.state_dict() for key, value in self.checkpointables.items()})
         data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_path(path) as temporary:
             torch.save(data, temporary)
-        self.tag_last_checkpoint(f"{name}.pth")
+
+    @property
+    def last_iteration(self) -> int | None:
+        """Iteration of the last checkpoint that this object saved, if it was told."""
+        return self._last_saved[1].get("iteration") if self._last_saved else None
+
+    def save_again(self) -> None:
+        """Write the last checkpoint once more, as things stand now."""
+        name, kwargs = self._last_saved
+        self.save(name, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint of Detectron2, of this package, of another library's FCOS, or a ResNet.

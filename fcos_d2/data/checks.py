@@ -14,6 +14,10 @@ class DataError(ValueError):
     """Data that cannot be used as it is; the message names the file, the object and the remedy."""
 
 
+class BadBoxError(DataError):
+    """An object whose box can't be trained on, and which can be left out without its image."""
+
+
 def box_problem(box: Sequence[float], width: int, height: int) -> str | None:
     """Say what is wrong with a box, in words.
 

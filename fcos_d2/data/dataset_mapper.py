@@ -113,6 +113,8 @@ class DetectionDatasetMapper:
         self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
         annotations = [x for x in annotations if not self._is_dropped(x)]
+        # Integers would stay integers when they are resized, and lose their fractions.
+        annotations = [{**x, "bbox": [float(v) for v in x["bbox"]]} for x in annotations]
         # Only boxes: there is no need to transform polygons.
         boxes = [{k: x[k] for k in ("bbox", "bbox_mode", "category_id")} for x in annotations]
         boxes = [utils.transform_instance_annotations(x, transforms, size) for x in boxes]

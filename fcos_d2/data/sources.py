@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from .checks import DataError, Problems, box_problem
+from .checks import BadBoxError, DataError, Problems, box_problem
 from .shapes import make_shapes
 from .voc import find_class_names, read_voc
 
@@ -52,11 +51,7 @@ def register_source(name: str, skip_bad_boxes: bool = False) -> Metadata:
     if skip_bad_boxes:
         _SKIP_BAD_BOXES.add(name)
     if name not in DatasetCatalog.list():
-        kind, _, rest = name.partition(":")
-        register = {"voc": _register_voc, "coco": _register_coco, "shapes": _register_shapes}
-        if kind not in register or not rest:
-            raise DataError(f"DATASETS: {name!r} is not known. Name a source as {_FORMS}.")
-        register[kind](name, rest)
+        _register(name)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("thing_classes"):
         # Detectron2's loaders of json files set the names when the file is read.
@@ -99,16 +94,37 @@ def load_records(name: str) -> list[dict]:
     return _RECORDS[name]
 
 
-def _register_voc(name: str, rest: str) -> None:
+def _register(name: str) -> None:
+    folder = find_folder(name)
+    if folder is not None:
+        _register_voc_folder(name, *folder)
+    elif name.startswith("coco:") and name != "coco:":
+        _register_coco(name, *find_coco(name))
+    else:
+        raise DataError(f"DATASETS: {name!r} is not known. Name a source as {_FORMS}.")
+
+
+def find_folder(name: str) -> tuple[Path, str | None] | None:
+    """Return the VOC folder and the split that ``voc:...`` or ``shapes:...`` names.
+
+    Shapes are drawn if need be. None is for a name of another form.
+
+    Raises:
+        DataError: shapes that are misspelt.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "shapes" and rest:
+        return _find_shapes(name, rest)
+    if kind != "voc" or not rest:
+        return None
     path, _, split = rest.rpartition(":")
     if not path or os.sep in split:
         path, split = rest, ""
     # Absolute, so that the name of the folder is known even where the path is ".".
-    folder = Path(os.path.abspath(os.path.expanduser(path)))
-    _register_voc_folder(name, folder, split or None)
+    return Path(os.path.abspath(os.path.expanduser(path))), split or None
 
 
-def _register_shapes(name: str, rest: str) -> None:
+def _find_shapes(name: str, rest: str) -> tuple[Path, str]:
     split, _, count = rest.rpartition(":")
     if not split.isidentifier() or not count.isdecimal() or int(count) < 1:
         raise DataError(
@@ -116,7 +132,7 @@ def _register_shapes(name: str, rest: str) -> None:
         )
     datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
     root = os.path.join(datasets, "shapes")
-    _register_voc_folder(name, make_shapes(root, split, int(count)), split)
+    return make_shapes(root, split, int(count)), split
 
 
 def _register_voc_folder(name: str, folder: Path, split: str | None) -> None:
@@ -133,13 +149,26 @@ def _register_voc_folder(name: str, folder: Path, split: str | None) -> None:
     )
 
 
-def _register_coco(name: str, rest: str) -> None:
+def find_coco(name: str) -> tuple[str, str]:
+    """Return the json file and the image folder that ``coco:...`` names.
+
+    Raises:
+        DataError: another form, or a folder that is not there.
+    """
+    rest = name.removeprefix("coco:")
     json_file, _, image_root = (os.path.expanduser(part) for part in rest.rpartition(":"))
     if not json_file or not image_root:
         raise DataError(f"{name!r}: COCO data is named coco:ANNOTATIONS.json:IMAGE_FOLDER.")
     if not os.path.isdir(image_root):
         raise DataError(f"{name!r}: the image folder {image_root} is not there.")
-    categories = sorted(_read_categories(json_file), key=lambda x: x["id"])
+    return json_file, image_root
+
+
+def _register_coco(name: str, json_file: str, image_root: str) -> None:
+    content = read_coco(json_file)
+    for _, _, problem in coco_problems(content):
+        raise DataError(f"{json_file}: {problem}")
+    categories = sorted(content["categories"], key=lambda x: x["id"])
     load: Callable[[], list[dict]] = partial(load_coco_json, json_file, image_root, name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(
@@ -150,7 +179,12 @@ def _register_coco(name: str, rest: str) -> None:
     )
 
 
-def _read_categories(json_file: str) -> list[dict]:
+def read_coco(json_file: str) -> dict:
+    """Return what a COCO file holds: lists of images, annotations and categories.
+
+    Raises:
+        DataError: the file can't be read, or has not these lists.
+    """
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
@@ -163,50 +197,72 @@ def _read_categories(json_file: str) -> list[dict]:
             raise DataError(f"{json_file} has no list {key!r}: it is no COCO detection file.")
     if not content["categories"]:
         raise DataError(f"{json_file}: 'categories' is empty.")
-    _check_coco(json_file, content)
-    return content["categories"]
+    return content
 
 
-def _check_coco(json_file: str, content: dict) -> None:
-    """Check what Detectron2's loader takes for granted; its errors name no file."""
-    for kind, keys in _COCO_KEYS.items():
-        for number, item in enumerate(content[kind]):
-            missing = [key for key in keys if key not in item]
-            if missing:
-                raise DataError(f"{json_file}: {kind}[{number}] has no {missing[0]!r}.")
-        ids = Counter(item["id"] for item in content[kind])
-        if len(ids) < len(content[kind]):
-            raise DataError(f"{json_file}: {kind} repeats the id {ids.most_common(1)[0][0]}.")
-    known = {
-        "category_id": {category["id"] for category in content["categories"]},
-        "image_id": {image["id"] for image in content["images"]},
-    }
-    for annotation in content["annotations"]:
-        where = f"{json_file}: annotation {annotation['id']}"
-        for key, ids in known.items():
-            if annotation[key] not in ids:
-                raise DataError(f"{where} has the {key} {annotation[key]}, which is not there.")
-        box = annotation["bbox"]
-        if not isinstance(box, list) or [type(v) in (int, float) for v in box] != [True] * 4:
-            raise DataError(f"{where} has the bbox {box!r}, which is not a list of 4 numbers.")
-        if annotation.get("ignore"):
-            raise DataError(f"{where} has 'ignore', which Detectron2 can't read: use 'iscrowd'.")
-        outlines = annotation.get("segmentation")
-        # Detectron2's loader drops the whole annotation, and its box would be background.
-        if (
-            outlines
-            and isinstance(outlines, list)
-            and not any(len(outline) >= 6 and len(outline) % 2 == 0 for outline in outlines)
-        ):
-            raise DataError(
-                f"{where} has a 'segmentation' without a polygon of 3 points: delete the key."
-            )
+def coco_problems(content: dict) -> Iterator[tuple[str, int, str]]:
+    """Check what Detectron2's loader takes for granted; its errors name no file.
+
+    Yields:
+        For each item with a problem its list, its index there and the first problem in words.
+    """
+    ids: dict[str, set] = {}
+    for kind in ("categories", "images", "annotations"):  # the last needs the ids of the others
+        ids[kind] = set()
+        for index, item in enumerate(content[kind]):
+            problem = _item_problem(kind, index, item, ids[kind])
+            if problem is None and kind == "images":
+                problem = _image_problem(item)
+            if problem is None and kind == "annotations":
+                problem = _annotation_problem(item, ids)
+            if problem:
+                yield kind, index, problem
+
+
+def _item_problem(kind: str, index: int, item: object, seen: set) -> str | None:
+    """Check the keys and the id of an item, and put its id to those that were seen."""
+    missing = [key for key in _COCO_KEYS[kind] if not isinstance(item, dict) or key not in item]
+    if missing:
+        return f"{kind}[{index}] has no {missing[0]!r}."
+    if item["id"] in seen:
+        return f"{kind} repeats the id {item['id']}."
+    seen.add(item["id"])
+    return None
+
+
+def _image_problem(image: dict) -> str | None:
+    if not isinstance(image["file_name"], str):
+        return f"image {image['id']} has the file_name {image['file_name']!r}, which is no text."
+    for key in ("height", "width"):
+        if type(image[key]) not in (int, float) or not image[key] > 0:
+            return f"image {image['id']} has the {key} {image[key]!r}, which is no positive number."
+    return None
+
+
+def _annotation_problem(annotation: dict, ids: dict[str, set]) -> str | None:
+    where = f"annotation {annotation['id']}"
+    for key, kind in (("category_id", "categories"), ("image_id", "images")):
+        if annotation[key] not in ids[kind]:
+            return f"{where} has the {key} {annotation[key]}, which is not there."
+    box = annotation["bbox"]
+    if not isinstance(box, list) or [type(v) in (int, float) for v in box] != [True] * 4:
+        return f"{where} has the bbox {box!r}, which is not a list of 4 numbers."
+    if annotation.get("ignore"):
+        return f"{where} has 'ignore', which Detectron2 can't read: use 'iscrowd'."
+    outlines = annotation.get("segmentation")
+    # Detectron2's loader drops the whole annotation, and its box would be background.
+    if (
+        outlines
+        and isinstance(outlines, list)
+        and not any(len(outline) >= 6 and len(outline) % 2 == 0 for outline in outlines)
+    ):
+        return f"{where} has a 'segmentation' without a polygon of 3 points: delete the key."
+    return None
 
 
 def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:
     """Check the records of a loader that is not this package's; leave bad boxes out or raise."""
     problems = Problems(name, skip)
-    num_classes = len(class_names(name))
     checked = []
     for record in records:
         if not os.path.isfile(record["file_name"]):
@@ -214,19 +270,42 @@ def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:
         kept = []
         for number, annotation in enumerate(record.get("annotations", []), 1):
             where = f"{record['file_name']}, object {number}"
-            category = annotation["category_id"]
-            if not 0 <= category < num_classes:
-                raise DataError(
-                    f"{name}: {where}: category id {category}, but the {num_classes} classes have "
-                    f"the ids 0 to {num_classes - 1}."
-                )
-            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            reason = box_problem(box, record["width"], record["height"])
-            if reason:
-                problems.add(f"{where} ({class_names(name)[category]}): box {list(box)} {reason}")
+            try:
+                check_annotation(annotation, record, class_names(name), where)
+            except BadBoxError as error:
+                problems.add(str(error))
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
             else:
                 # Outlines and keypoints are not trained on, and all records stay in memory.
                 kept.append({k: v for k, v in annotation.items() if k not in _UNUSED})
         checked.append({**record, "annotations": kept})
     problems.finish()
     return checked
+
+
+def check_annotation(
+    annotation: dict, record: dict, class_names: Sequence[str], where: str
+) -> None:
+    """Check class and box of an object in Detectron2's format.
+
+    Args:
+        annotation: of the object.
+        record: gives the size of its image.
+        class_names: names of the K classes.
+        where: what names the object in the message.
+
+    Raises:
+        BadBoxError: a box that is empty, inverted or outside its image.
+        DataError: a category id outside [0, K).
+    """
+    category, count = annotation["category_id"], len(class_names)
+    if not 0 <= category < count:
+        raise DataError(
+            f"{where}: category id {category}, but the {count} classes have the ids 0 to "
+            f"{count - 1}."
+        )
+    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    reason = box_problem(box, record["width"], record["height"])
+    if reason:
+        raise BadBoxError(f"{where} ({class_names[category]}): box {list(box)} {reason}")

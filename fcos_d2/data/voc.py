@@ -12,7 +12,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 from PIL import Image, UnidentifiedImageError
 
-from .checks import DataError, Problems, box_problem
+from .checks import BadBoxError, DataError, Problems, box_problem
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +31,39 @@ def find_class_names(folder: Path) -> list[str]:
     Raises:
         DataError: ``classes.txt`` is empty or repeats a name; or there is no name at all.
     """
-    listed = folder / "classes.txt"
-    if listed.is_file():
-        names = _read_lines(listed)
-        repeated = _find_repeated(names)
-        if not names or repeated:
-            problem = f"repeats {', '.join(repeated)}" if names else "names no class"
-            raise DataError(f"{listed} {problem}: it needs one name a line, each once.")
-        logger.info("%s: %d classes from its classes.txt", folder, len(names))
-        return names
+    if (folder / "classes.txt").is_file():
+        return read_class_list(folder / "classes.txt")
     found: set[str] = set()
-    for path in _annotations(folder):
-        found.update(_object_name(thing) for thing in _parse(path).iter("object"))
-    found.discard("")
+    for path in annotation_files(folder):
+        found.update(object_name(thing) for thing in parse_annotation(path).iter("object"))
+    return order_class_names(folder, found - {""})
+
+
+def read_class_list(path: Path) -> list[str]:
+    """Return the class names of a ``classes.txt``.
+
+    Raises:
+        DataError: it is empty or repeats a name.
+    """
+    names = _read_lines(path)
+    repeated = _find_repeated(names)
+    if not names or repeated:
+        problem = f"repeats {', '.join(repeated)}" if names else "names no class"
+        raise DataError(f"{path} {problem}: it needs one name a line, each once.")
+    logger.info("%s: %d classes from its classes.txt", path.parent, len(names))
+    return names
+
+
+def order_class_names(folder: Path, found: set[str]) -> list[str]:
+    """Return the names ``found`` in the annotations of a folder without ``classes.txt`` in order.
+
+    Raises:
+        DataError: there is none.
+    """
     if not found:
         raise DataError(
             f"{folder / 'Annotations'} names no class: it needs VOC annotations (*.xml) with "
-            f"objects, or {listed} with one class name a line."
+            f"objects, or {folder / 'classes.txt'} with one class name a line."
         )
     if re.fullmatch(r"VOC\d{4}", folder.name) and found <= set(CLASS_NAMES):
         logger.info("%s: VOC's 20 classes", folder)
@@ -85,17 +101,36 @@ def read_voc(
 
 
 def _list_images(folder: Path, split: str | None) -> list[str]:
+    names = list_images(folder, split)
+    repeated = _find_repeated(names)
+    if repeated:
+        path = split_file(folder, split)
+        raise DataError(f"{path} lists {repeated[0]} more than once: keep one line of each image.")
+    return names
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """Return the file that lists the images of a split."""
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def list_images(folder: Path, split: str | None) -> list[str]:
+    """Return the image names of a split, in its order and as often as it lists them.
+
+    Raises:
+        DataError: no VOC folder, or a split that is missing or empty.
+    """
     if not (folder / "Annotations").is_dir():
         raise DataError(
             f"{folder} is no VOC folder: it has no Annotations/ (expected: JPEGImages/, "
             "Annotations/ and ImageSets/Main/<split>.txt)."
         )
     if split is None:
-        names = [path.stem for path in _annotations(folder)]
+        names = [path.stem for path in annotation_files(folder)]
         if not names:
             raise DataError(f"{folder / 'Annotations'} holds no annotation (*.xml).")
         return names
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path = split_file(folder, split)
     if not path.is_file():
         there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
         raise DataError(
@@ -103,16 +138,13 @@ def _list_images(folder: Path, split: str | None) -> list[str]:
             f"Splits that are there: {', '.join(there) or 'none'}. 'voc:{folder}' without a split "
             "takes every annotation."
         )
-    names = [_image_name(folder, line) for line in _read_lines(path)]
+    names = [image_name(folder, line) for line in _read_lines(path)]
     if not names:
         raise DataError(f"{path} is empty: it needs the image names of the split, one a line.")
-    repeated = _find_repeated(names)
-    if repeated:
-        raise DataError(f"{path} lists {repeated[0]} more than once: keep one line of each image.")
     return names
 
 
-def _annotations(folder: Path) -> list[Path]:
+def annotation_files(folder: Path) -> list[Path]:
     """All annotations, sorted, without the hidden ``._*.xml`` that macOS leaves in archives."""
     paths = (folder / "Annotations").glob("*.xml")
     return sorted(path for path in paths if not path.name.startswith("."))
@@ -131,7 +163,7 @@ def _find_repeated(names: Sequence[str]) -> list[str]:
     return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
-def _image_name(folder: Path, line: str) -> str:
+def image_name(folder: Path, line: str) -> str:
     """The image of a line; the devkit's lists of one class have a second column of -1, 0 or 1."""
     # A name may hold blanks and even end in " 1": the annotation that is there decides.
     if (folder / "Annotations" / f"{line}.xml").is_file():
@@ -141,43 +173,71 @@ def _image_name(folder: Path, line: str) -> str:
 
 def _read_image(folder: Path, name: str, ids: dict[str, int], problems: Problems) -> dict:
     path = folder / "Annotations" / f"{name}.xml"
-    root = _parse(path)
-    image = _find_image(folder, name, root, path)
-    width, height = _image_size(image)
-    _check_size(root, path, image, (width, height))
-    record = {"file_name": str(image), "image_id": name, "height": height, "width": width}
+    root = parse_annotation(path)
+    image = find_image(folder, name, root, path)
+    width, height = image_size(image)
+    check_size(root, path, image, (width, height))
     annotations = []
     for number, thing in enumerate(root.iter("object"), 1):
-        label = _object_name(thing)
-        where = f"{path}, object {number} ({label or 'no name'})"
-        if label not in ids:
-            raise DataError(
-                f"{where}: unknown class; the classes are {', '.join(ids)}. Correct the name, or "
-                f"add it to {folder / 'classes.txt'}."
-            )
-        box = _read_box(thing, where)
-        # In VOC's convention a box of one pixel has xmin == xmax; after the shift it has width 1.
-        x0, y0, x1, y1 = box[0] - 1, box[1] - 1, box[2], box[3]
-        inverted = box[2] < box[0] or box[3] < box[1]
-        reason = box_problem((x0, y0, x1, y1), width, height)
-        if inverted or reason:
-            reason = "is inverted (xmax < xmin or ymax < ymin)" if inverted else reason
-            listed = ", ".join(f"{k} {v:g}" for k, v in zip(_CORNERS, box, strict=True))
-            problems.add(f"{where}: box {listed} {reason}")
-            continue
-        annotations.append(
-            {
-                "bbox": [x0, y0, x1, y1],
-                "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": ids[label],
-                "iscrowd": 0,
-                "difficult": int(_flag(thing, "difficult", where)),
-            }
+        where = f"{path}, object {number} ({object_name(thing) or 'no name'})"
+        try:
+            annotations.append(read_object(thing, where, ids, (width, height)))
+        except BadBoxError as error:
+            problems.add(str(error))
+    return {
+        "file_name": str(image),
+        "image_id": name,
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def read_object(
+    thing: ET.Element, where: str, ids: dict[str, int], size: tuple[float, float]
+) -> dict:
+    """Read an ``<object>`` as an annotation of a record.
+
+    Args:
+        thing: the element.
+        where: its file and number, for the message.
+        ids: category id of each class name.
+        size: width and height of its image.
+
+    Raises:
+        BadBoxError: a box that is empty, inverted or outside its image.
+        DataError: an unknown class, or something that is missing or no number.
+    """
+    label = object_name(thing)
+    if label not in ids:
+        raise DataError(
+            f"{where}: unknown class; the classes are {', '.join(ids)}. Correct the name, or add "
+            "it to the folder's classes.txt."
         )
-    return {**record, "annotations": annotations}
+    corners = read_corners(thing, where)
+    # In VOC's convention a box of one pixel has xmin == xmax; after the shift it has width 1.
+    box = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
+    inverted = corners[2] < corners[0] or corners[3] < corners[1]
+    reason = "is inverted (xmax < xmin or ymax < ymin)" if inverted else box_problem(box, *size)
+    if reason:
+        listed = ", ".join(f"{k} {v:g}" for k, v in zip(_CORNERS, corners, strict=True))
+        raise BadBoxError(f"{where}: box {listed} {reason}")
+    return {
+        "bbox": box,
+        "bbox_mode": BoxMode.XYXY_ABS,
+        "category_id": ids[label],
+        "iscrowd": 0,
+        "difficult": int(_flag(thing, "difficult", where)),
+    }
 
 
-def _parse(path: Path) -> ET.Element:
+def parse_annotation(path: Path) -> ET.Element:
+    """Return the ``<annotation>`` of a file, its tags without namespaces.
+
+    Raises:
+        DataError: the file is missing, broken or of another kind; of broken XML the cause is the
+            ``ParseError``, with its position.
+    """
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError as error:
@@ -194,11 +254,17 @@ def _parse(path: Path) -> ET.Element:
     return root
 
 
-def _object_name(thing: ET.Element) -> str:
+def object_name(thing: ET.Element) -> str:
+    """Return the class name of an ``<object>``, "" without one."""
     return (thing.findtext("name") or "").strip()
 
 
-def _read_box(thing: ET.Element, where: str) -> list[float]:
+def read_corners(thing: ET.Element, where: str) -> list[float]:
+    """Return xmin, ymin, xmax, ymax of an ``<object>`` as they are written.
+
+    Raises:
+        DataError: no box, or a corner that is no number.
+    """
     box = thing.find("bndbox")
     if box is None:
         raise DataError(f"{where}: it has no <bndbox>.")
@@ -219,7 +285,12 @@ def _flag(thing: ET.Element, tag: str, where: str) -> bool:
     return text == "1"
 
 
-def _find_image(folder: Path, name: str, root: ET.Element, annotation: Path) -> Path:
+def find_image(folder: Path, name: str, root: ET.Element, annotation: Path) -> Path:
+    """Return the image of an annotation: of its name, else of its ``<filename>``.
+
+    Raises:
+        DataError: there is none.
+    """
     images = folder / "JPEGImages"
     named = (root.findtext("filename") or "").strip()
     # Tools write a path, sometimes another machine's, into <filename>: its last part is enough.
@@ -241,8 +312,12 @@ def _find_image(folder: Path, name: str, root: ET.Element, annotation: Path) -> 
     )
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    """Width and height as Detectron2 reads the image, which follows the EXIF orientation."""
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height as Detectron2 reads the image, which follows the EXIF orientation.
+
+    Raises:
+        DataError: it is no image.
+    """
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -252,7 +327,12 @@ def _image_size(path: Path) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _check_size(root: ET.Element, path: Path, image: Path, size: tuple[int, int]) -> None:
+def check_size(root: ET.Element, path: Path, image: Path, size: tuple[int, int]) -> None:
+    """Compare the ``<size>`` of an annotation, if it has one, with the image's (width, height).
+
+    Raises:
+        DataError: they differ, or ``<size>`` is no number.
+    """
     texts = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
     try:
         stated = tuple(float(text or 0) for text in texts)

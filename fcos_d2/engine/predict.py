@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import read_image
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
 from ..modeling.optimize import inference_options, optimize_for_inference
+from ..modeling.test_time_augmentation import FCOSWithTTA
 from .checks import class_nodes
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class Predictor(DefaultPredictor):
         """Build the model of ``cfg`` and load MODEL.WEIGHTS.
 
         The number of classes is that of the checkpoint. Class names come from the checkpoint,
-        else from the metadata of DATASETS.TEST, else they are numbers.
+        else from the metadata of DATASETS.TEST, else they are numbers. With TEST.AUG.ENABLED,
+        detections are those of test-time augmentation (:class:`FCOSWithTTA`).
 
         Args:
             cfg: a recipe; the keys that the checkpoint was made for go before its own.
@@ -47,7 +50,7 @@ class Predictor(DefaultPredictor):
         Raises:
             FileNotFoundError: the checkpoint is not there.
             ValueError: it is not a trained FCOS, the config is one of proposals only, or
-                TEST.OPTIMIZE or TEST.COMPILE can't be had.
+                TEST.OPTIMIZE, TEST.COMPILE or TEST.AUG can't be had.
             RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
         """
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
@@ -74,6 +77,9 @@ class Predictor(DefaultPredictor):
             self.model.to(memory_format=torch.channels_last)
         if options:
             self.model = optimize_for_inference(self.model, **options)
+        if cfg.TEST.AUG.ENABLED:
+            self.model = FCOSWithTTA(cfg, self.model)
+            self.aug = ResizeShortestEdge(0)  # none: each view is resized from the image as it is
         names = names or [str(k) for k in range(self.cfg.MODEL.FCOS.NUM_CLASSES)]
         self.metadata = Metadata().set(thing_classes=list(names))
 

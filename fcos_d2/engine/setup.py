@@ -15,6 +15,7 @@ from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys
 from ..config import add_fcos_config
 from ..data import class_names, load_records, register_source
 from .checks import check_training, set_num_classes
+from .hooks import check_hooks
 from .lazy import merge_config, split_overrides
 from .scaling import scale_to_batch_size
 
@@ -97,6 +98,7 @@ def _build_cfg(args: argparse.Namespace) -> CfgNode:
     prepare_datasets(cfg, args.eval_only)
     if not args.eval_only:
         check_training(cfg)
+        check_hooks(cfg)
     scale_to_batch_size(cfg, keep=keep)
     cfg.freeze()
     return cfg

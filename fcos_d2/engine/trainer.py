@@ -1,5 +1,6 @@
 """`Trainer`: Detectron2's `DefaultTrainer` with this package's data, evaluator and checkpoints."""
 
+import contextlib
 import logging
 import os
 import weakref
@@ -8,9 +9,10 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
@@ -23,6 +25,9 @@ from ..evaluation import DetectionEvaluator
 from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
 from ..modeling.optimize import inference_options, optimize_for_inference
+from ..modeling.test_time_augmentation import FCOSWithTTA
+from .ema import ModelEma, resume_ema
+from .hooks import BestCheckpoint, EarlyStop, best_metric, check_hooks
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -39,8 +44,10 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ValueError: SOLVER.AMP.PRECISION does not suit the device, or the model is on the CPU
-                while the processes are joined over CUDA.
+                while the processes are joined over CUDA; MODEL_EMA.*, TEST.BEST_METRIC or
+                TEST.EARLY_STOP_PATIENCE has no meaning.
         """
+        check_hooks(cfg)
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
@@ -54,13 +61,16 @@ class Trainer(DefaultTrainer):
             precision=cfg.SOLVER.AMP.PRECISION if cfg.SOLVER.AMP.ENABLED else None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.ema = ModelEma(model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
         self.checkpointer = FCOSCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             class_names=class_names(cfg.DATASETS.TRAIN[0]),
             cfg=cfg,
+            get_weights=self.ema.weights if self.ema else None,
             trainer=weakref.proxy(self),
         )
+        self._last_eval_results: dict | None = None
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -73,6 +83,8 @@ class Trainer(DefaultTrainer):
             RuntimeError: the ranks found different checkpoints.
         """
         super().resume_or_load(resume)
+        if self.ema is not None and self.ema.num_updates == 0:
+            self.ema.reset()  # to the weights that were loaded
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise RuntimeError(
@@ -87,15 +99,37 @@ class Trainer(DefaultTrainer):
 
         Detectron2 v0.5 leaves that out, and a resumed run would start without momentum.
         """
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        state = {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        # After the last iteration Detectron2 counts one more.
+        state["iteration"] = min(self.iter, self.max_iter - 1)
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take up what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
+        resume_ema(self.ema, state_dict.get("ema"), self.checkpointer.model)
+
+    def train(self) -> dict | None:
+        """Train up to SOLVER.MAX_ITER, or until TEST.EARLY_STOP_PATIENCE is used up.
+
+        Returns:
+            The results of the last evaluation, as :func:`evaluate` gives them, on the main process;
+            None where there was none.
+        """
+        try:
+            TrainerBase.train(self, self.start_iter, self.max_iter)
+        except EarlyStop as stop:
+            logger.info("%s", stop)
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            assert self._last_eval_results is not None, "There was no evaluation to verify."
+            verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def after_train(self) -> None:
-        """Let the hooks finish; a run that failed is not evaluated.
+        """Let the hooks finish; a run that failed, or that stopped early, is not evaluated.
 
         Detectron2 evaluates it if it failed in its last iteration, where other ranks may be gone
         and the weights may be of no use.
@@ -104,6 +138,29 @@ class Trainer(DefaultTrainer):
         for hook in self._hooks:
             if self.iter == self.max_iter or not isinstance(hook, EvalHook):
                 hook.after_train()
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Build Detectron2's hooks, and those of MODEL_EMA, TEST.BEST_METRIC and EARLY_STOP_*."""
+        hooks = super().build_hooks()
+        at = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        metric = best_metric(self.cfg)
+        best = None
+        if metric:
+            best = BestCheckpoint(self.checkpointer, metric, self.cfg.TEST.EARLY_STOP_PATIENCE)
+        hooks[at] = EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(best))
+        hooks.insert(at, best)
+        if self.ema is not None:
+            update = self.ema.update
+            # Behind the timer, and before the weights are saved.
+            hooks.insert(1, CallbackHook(after_step=lambda _: update()))
+        return hooks
+
+    def _evaluate(self, best: BestCheckpoint | None) -> dict:
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            self._last_eval_results = self.test(self.cfg, self.model)
+        if best is not None:
+            best.judge(self._last_eval_results)
+        return self._last_eval_results
 
     def build_writers(self) -> list[EventWriter]:
         """Build Detectron2's writers; metrics.json gets each written iteration's own values.
@@ -178,13 +235,15 @@ def distribute(model: nn.Module) -> nn.Module:
 def evaluate(cfg, resume: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
 
-    The model is optimized as TEST.OPTIMIZE and TEST.COMPILE say.
+    The model is optimized as TEST.OPTIMIZE and TEST.COMPILE say. With TEST.AUG.ENABLED, results
+    and files are those of test-time augmentation (:class:`FCOSWithTTA`). The evaluations during
+    training know neither.
 
     Returns:
         The results of each of DATASETS.TEST (of the only one, where there is one).
 
     Raises:
-        ValueError: TEST.OPTIMIZE or TEST.COMPILE can't be had.
+        ValueError: TEST.OPTIMIZE, TEST.COMPILE or TEST.AUG can't be had.
         RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
     """
     options = inference_options(cfg)
@@ -195,4 +254,9 @@ def evaluate(cfg, resume: bool = False) -> dict:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if options:
         model = optimize_for_inference(model, **options)
+    if cfg.TEST.AUG.ENABLED:
+        model = FCOSWithTTA(cfg, model)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # each view is resized from the image as it is
     return Trainer.test(cfg, model)

@@ -10,6 +10,7 @@ from .matcher import CenterSamplingMatcher, Matches
 from .meta_arch import FCOS
 from .optimize import optimize_for_inference
 from .proposal_generator import FCOSProposalGenerator
+from .test_time_augmentation import FCOSWithTTA
 
 __all__ = [
     "CenterSamplingMatcher",
@@ -17,6 +18,7 @@ __all__ = [
     "FCOSDecoder",
     "FCOSHead",
     "FCOSProposalGenerator",
+    "FCOSWithTTA",
     "LazyModel",
     "Locations",
     "Matches",

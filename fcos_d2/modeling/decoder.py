@@ -117,7 +117,7 @@ class FCOSDecoder:
         # On the CPU the time of NMS grows with the square of the boxes; elsewhere each call costs
         # launches and a wait. A trace can't hold the number of boxes of each image.
         by_image = boxes.device.type == "cpu" and not torch.jit.is_tracing()
-        suppress = _suppress_by_image if by_image else _suppress_at_once
+        suppress = _suppress_by_image if by_image else suppress_at_once
         kept = suppress(
             clipped if self.clip_before_nms else boxes,
             scores,
@@ -222,7 +222,7 @@ def _rate(logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
     return cls, cls if quality is None else cls * quality.float().sigmoid()
 
 
-def _suppress_at_once(
+def suppress_at_once(
     boxes: Tensor,
     scores: Tensor,
     classes: Tensor,
@@ -259,7 +259,7 @@ def _suppress_by_image(
     threshold: float,
     limit: int,
 ) -> list[Tensor]:
-    """Give the same as :func:`_suppress_at_once`, image by image.
+    """Give the same as :func:`suppress_at_once`, image by image.
 
     What the best boxes suppress does not depend on the others: these are looked at only until as
     many are kept as are wanted.

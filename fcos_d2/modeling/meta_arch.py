@@ -101,7 +101,7 @@ class FCOS(nn.Module):
             return self.proposal_generator.losses(predictions, gt_instances)
         detections = self.proposal_generator.detect(predictions, images.image_sizes)
         return [
-            {"instances": detector_postprocess(x, *_output_size(inputs, x.image_size))}
+            {"instances": detector_postprocess(x, *output_size(inputs, x.image_size))}
             for x, inputs in zip(detections, batched_inputs, strict=True)
         ]
 
@@ -157,5 +157,6 @@ def _visualize_training(inputs: dict, detections: Instances, input_format: str) 
     )
 
 
-def _output_size(inputs: dict, image_size: tuple[int, int]) -> tuple[int, int]:
+def output_size(inputs: dict, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the output: what an input says, or else the image's own."""
     return inputs.get("height", image_size[0]), inputs.get("width", image_size[1])

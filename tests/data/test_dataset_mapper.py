@@ -64,6 +64,13 @@ def test_what_becomes_of_difficult_and_crowd(record, difficult, crowd, classes, 
     assert instances.gt_ignore.tolist() == ignored
 
 
+def test_boxes_of_integers_keep_their_fractions(record):
+    """40 x 20 to 32 x 16, so times 0.8: x 28, 33 and y 4, 8 become 22.4, 26.4 and 3.2, 6.4."""
+    resize = T.ResizeTransform(20, 40, 16, 32)
+    boxes = DetectionDatasetMapper(augmentations=[resize])(record)["instances"].gt_boxes.tensor
+    assert boxes[0].tolist() == pytest.approx([22.4, 3.2, 26.4, 6.4])
+
+
 def test_a_crop_that_leaves_nothing_of_a_box(record):
     """The left 10 x 20 pixels hold nothing of the box 28..33."""
     crop = T.CropTransform(0, 0, 10, 20)

@@ -10,10 +10,10 @@ from torchvision.ops import nms
 from fcos_d2.benchmark.measure import Job, count_operators
 from fcos_d2.modeling import CenterSamplingMatcher, FCOSDecoder, compute_locations
 from fcos_d2.modeling.decoder import (
-    _suppress_at_once,
     _suppress_by_image,
     decode_boxes,
     encode_boxes,
+    suppress_at_once,
 )
 
 STRIDES = [8, 16, 32]
@@ -365,14 +365,14 @@ def test_suppression_at_once_and_by_image(limit, spread):
         ]
         own = torch.cat(own).sort().values  # of equal scores the first
         expected.append(own[scores[own].argsort(descending=True, stable=True)][:limit].tolist())
-    for suppress in (_suppress_at_once, _suppress_by_image):
+    for suppress in (suppress_at_once, _suppress_by_image):
         got = suppress(boxes, scores, classes, image, 4, 0.5, limit)
         assert [x.tolist() for x in got] == expected
 
 
 def test_suppression_of_no_box():
     nothing = torch.zeros(0, dtype=torch.long)
-    for suppress in (_suppress_at_once, _suppress_by_image):
+    for suppress in (suppress_at_once, _suppress_by_image):
         got = suppress(torch.zeros(0, 4), torch.zeros(0), nothing, nothing, 2, 0.5, 10)
         assert [x.tolist() for x in got] == [[], []]
 

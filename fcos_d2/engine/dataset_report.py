@@ -1,0 +1,239 @@
+"""What is wrong or odd in the data of a run, and which of its objects training can learn."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from detectron2.config import CfgNode
+from PIL import Image
+from tabulate import tabulate
+
+from ..data import DetectionDatasetMapper
+from ..data.inspection import (
+    ADVICE,
+    Finding,
+    Note,
+    Place,
+    Source,
+    check_boxes,
+    check_classes,
+    check_coverage,
+    check_images,
+    count_objects,
+    describe_sizes,
+    format_findings,
+    locate,
+    read_source,
+)
+from ..evaluation.assignment import (
+    Assignment,
+    assignment_table,
+    role_in_training,
+    summarize_assignment,
+)
+from ..files import atomic_path, dataset_slug
+from ..visualization.assignment import draw_assignment
+from .checks import check_training, set_num_classes
+
+_MAX_OVERLAYS = 12
+
+
+class DatasetReport(NamedTuple):
+    """What was found in the sources of a run.
+
+    Attributes:
+        sources: in the order in which they were named.
+        findings: errors and warnings of all sources.
+        assignments: of each source to train on, by its name.
+    """
+
+    sources: list[Source]
+    findings: list[Finding]
+    assignments: dict[str, Assignment]
+
+    @property
+    def num_errors(self) -> int:
+        """Findings with which training would stop or go wrong."""
+        return sum(x.severity == "error" for x in self.findings)
+
+
+def inspect_datasets(
+    cfg: CfgNode, train: Sequence[str], test: Sequence[str], *, min_size: int | None = None
+) -> DatasetReport:
+    """Check the sources of a run as training does, but to their end, and match their objects.
+
+    Every image is decoded.
+
+    Args:
+        cfg: the recipe; its DATASETS.TRAIN and TEST are not looked at.
+        train: names of the sources to train on.
+        test: names of the sources to test on.
+        min_size: shorter edge of the images in the network, for the matching; None takes the
+            middle of INPUT.MIN_SIZE_TRAIN.
+    """
+    names = list(dict.fromkeys((*train, *test)))
+    sources = {name: read_source(name, cfg.DATASETS.SKIP_BAD_BOXES) for name in names}
+    notes = [note for source in sources.values() for note in source.notes]
+    for source in sources.values():
+        notes += check_boxes(source)
+    notes += check_images(list(sources.values()), cfg.INPUT.FORMAT)
+    notes += check_classes(
+        [sources[name] for name in train],
+        [sources[name] for name in test],
+        lambda annotation: role_in_training(annotation, cfg) == "train",
+    )
+    notes += _check_config(cfg, [sources[name] for name in train])
+    assignments = {}
+    for source in [sources[name] for name in train]:
+        try:
+            assignments[source.name] = assignment_table(source.records, cfg, min_size=min_size)
+        except ValueError as error:  # levels that don't fit together
+            notes.append(Note("error", Place("the recipe"), str(error), "config"))
+            break
+        notes += _check_assignment(source, assignments[source.name])
+    return DatasetReport(list(sources.values()), locate(notes), assignments)
+
+
+def _check_config(cfg: CfgNode, train: Sequence[Source]) -> list[Note]:
+    """Compare the recipe with the classes, as training does."""
+    notes = []
+    cfg = cfg.clone()
+    cfg.defrost()
+    try:
+        for source in train[:1]:
+            if source.class_names:
+                set_num_classes(cfg, source.name, source.class_names)
+        check_training(cfg)
+        DetectionDatasetMapper(cfg)
+    except ValueError as error:
+        notes.append(Note("error", Place("the recipe"), str(error), "config"))
+    return notes
+
+
+def _check_assignment(source: Source, assignment: Assignment) -> list[Note]:
+    summary = summarize_assignment(assignment, source.class_names)
+    return check_coverage(source, assignment.objects, assignment.levels, summary)
+
+
+def format_report(report: DatasetReport, limit: int | None = 10) -> str:
+    """Return the report as text: tables of each source, then the findings.
+
+    Args:
+        report: of :func:`inspect_datasets`.
+        limit: how many findings of a kind are listed; None lists all.
+    """
+    parts = []
+    for source in report.sources:
+        if source.records:
+            parts += _format_source(source, report.assignments.get(source.name))
+    if report.findings:
+        parts.append(format_findings(report.findings, limit))
+    warnings = len(report.findings) - report.num_errors
+    counts = [(report.num_errors, "error"), (warnings, "warning")]
+    parts.append(", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts))
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_source(source: Source, assignment: Assignment | None) -> list[str]:
+    classes = count_objects(source)
+    parts = [f"{source.name}: {len(source.records)} images, {classes['objects'].sum()} objects"]
+    parts.append(_table(describe_sizes(source), ".4g"))
+    if assignment is None or assignment.objects.empty:
+        return [*parts, _table(classes, ".1f")]
+    summary = summarize_assignment(assignment, source.class_names)
+    learnt = summary["class"].drop(columns="objects")
+    # By position: a name may be there twice.
+    classes = pd.concat([classes.reset_index(), learnt.reset_index(drop=True)], axis=1)
+    parts.append(_table(classes.set_index("class"), ".1f"))
+    coverage = 100 * (assignment.objects["positives"] > 0).mean()
+    share = 100 * assignment.ambiguous / max(assignment.num_locations, 1)
+    parts.append(
+        f"Training at {assignment.image_scale}: {coverage:.2f} % of "
+        f"{len(assignment.objects)} objects have a location (coverage); "
+        f"{assignment.num_locations} locations, {assignment.ambiguous} ({share:.1f} %) inside "
+        "more than one object"
+    )
+    return [*parts, _table(summary["size"], ".1f"), _table(summary["level"], ".1f")]
+
+
+def _table(table: pd.DataFrame, number_format: str) -> str:
+    headers = [str(table.index.name or ""), *(str(x).replace("_", " ") for x in table.columns)]
+    # nan: there is nothing to measure.
+    rows = [
+        [name, *(None if pd.isna(x) else x for x in row)]
+        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
+    ]
+    return tabulate(rows, headers=headers, floatfmt=number_format, missingval="-", tablefmt="pipe")
+
+
+def report_content(report: DatasetReport) -> dict:
+    """Return the whole report as data for a json file."""
+    sources = {}
+    for source in report.sources:
+        content = {"images": len(source.records), "class_names": source.class_names}
+        if source.records:
+            content["classes"] = count_objects(source).reset_index().to_dict("records")
+            content["pixels"] = describe_sizes(source).to_dict("index")
+        assignment = report.assignments.get(source.name)
+        if assignment is not None:
+            summary = summarize_assignment(assignment, source.class_names)
+            content["assignment"] = {
+                "image_scale": assignment.image_scale,
+                "locations": assignment.num_locations,
+                "ambiguous": assignment.ambiguous,
+                "levels": assignment.levels.reset_index().to_dict("records"),
+                **{key: table.reset_index().to_dict("records") for key, table in summary.items()},
+            }
+        sources[source.name] = content
+    kinds = {finding.kind for finding in report.findings}
+    return {
+        "sources": sources,
+        "findings": [finding._asdict() for finding in report.findings],
+        "advice": {kind: ADVICE[kind] for kind in ADVICE if kind in kinds and ADVICE[kind]},
+        "errors": report.num_errors,
+        "warnings": len(report.findings) - report.num_errors,
+    }
+
+
+def write_overlays(
+    report: DatasetReport,
+    cfg: CfgNode,
+    folder: str | os.PathLike,
+    *,
+    min_size: int | None = None,
+) -> list[Path]:
+    """Draw the training locations of a dozen images of each source to train on.
+
+    Images with most objects that have no location come first. Images that can't be read are left
+    out.
+
+    Args:
+        report: of :func:`inspect_datasets`, with the same ``cfg`` and ``min_size``.
+        cfg: the recipe.
+        folder: made as needed; pictures are called <source>_<image>.png.
+        min_size: as there.
+
+    Returns:
+        Paths of the pictures.
+    """
+    paths = []
+    unreadable = {x.file for x in report.findings if x.kind == "bad image"}
+    for source in report.sources:
+        assignment = report.assignments.get(source.name)
+        if assignment is None:
+            continue
+        uncovered = assignment.objects[assignment.objects["positives"] == 0]
+        counts = uncovered["image_id"].value_counts().to_dict()
+        records = [x for x in source.records if x["file_name"] not in unreadable]
+        records.sort(key=lambda x: (-counts.get(x["image_id"], 0), not x["annotations"]))
+        for record in records[:_MAX_OVERLAYS]:
+            name = f"{dataset_slug(source.name)}_{dataset_slug(str(record['image_id']))}.png"
+            picture = draw_assignment(
+                record, cfg, class_names=source.class_names, min_size=min_size
+            )
+            with atomic_path(Path(folder) / name) as temporary:
+                Image.fromarray(picture).save(temporary, format="png")
+            paths.append(Path(folder) / name)
+    return paths

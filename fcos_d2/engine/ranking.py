@@ -1,0 +1,163 @@
+"""Many runs that differ from a base in one choice each, and the table of what each choice gave."""
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from ..files import dataset_slug, write_json
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+METRICS = ("AP", "AP50", "AP75")
+_KEYS = {"config_file": str, "opts": dict, "base_seeds": list, "runs": list}
+
+
+class Run(NamedTuple):
+    """One training run.
+
+    Attributes:
+        choice: what it does differently, in words; ``"base"`` for nothing.
+        opts: config keys and values, the plan's own included.
+        seed: of the weights, the order of the images and their augmentation.
+    """
+
+    choice: str
+    opts: dict[str, Any]
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its output folder."""
+        return f"{dataset_slug(self.choice.replace(' ', '_'))}-seed{self.seed}"
+
+
+def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[str, list[Run]]:
+    """Read a plan of runs.
+
+    A YAML file with ``config_file`` (a recipe), ``opts`` (keys and values of every run),
+    ``base_seeds`` (the base is run once with each) and ``runs``: a list of ``choice`` (words),
+    ``opts`` (what it changes) and, optionally, ``seeds`` (the first of the base's by default).
+
+    Args:
+        path: of the file.
+        overrides: KEY VALUE pairs that go before the plan's ``opts``, and not before a run's.
+
+    Returns:
+        The recipe, and the runs, those of the base first.
+
+    Raises:
+        ValueError: the file is no such plan, or a key has no value; the message names the key.
+    """
+    if len(overrides) % 2:
+        raise ValueError(f"Options are pairs of KEY VALUE; {overrides[-1]} has no value.")
+    try:
+        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML ({error}).") from error
+    for key, kind in _KEYS.items():
+        if not isinstance(plan, dict) or not isinstance(plan.get(key), kind):
+            raise ValueError(f"{path}: {key!r} has to be there, as a {kind.__name__}.")
+    if not plan["base_seeds"]:
+        raise ValueError(f"{path}: 'base_seeds' is empty: the base needs a run to compare with.")
+    common = {**plan["opts"], **dict(zip(overrides[0::2], overrides[1::2], strict=True))}
+    runs = [Run(BASE, common, seed) for seed in plan["base_seeds"]]
+    for item in plan["runs"]:
+        if not isinstance(item, dict) or not {"choice", "opts"} <= item.keys():
+            raise ValueError(f"{path}: a run needs 'choice' and 'opts', but one is {item!r}.")
+        opts = {**common, **item["opts"]}
+        seeds = item.get("seeds", plan["base_seeds"][:1])
+        runs += [Run(str(item["choice"]), opts, seed) for seed in seeds]
+    folders = [run.folder for run in runs]
+    repeated = sorted({name for name in folders if folders.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path}: two runs would go to the folder {repeated[0]}: rename one.")
+    return plan["config_file"], runs
+
+
+def execute(
+    command: Sequence[str], config_file: str, runs: Sequence[Run], output_dir: str | os.PathLike
+) -> None:
+    """Make the runs one after the other, each in a process and a folder of its own.
+
+    A run that is done is passed over, so a stopped ranking goes on where it was. One that fails
+    is reported, and the next one begins.
+
+    Args:
+        command: what trains, as in ``("python", "train_net.py")``.
+        config_file: the recipe of all of them.
+        runs: see :func:`read_plan`.
+        output_dir: holds a folder a run.
+
+    Raises:
+        ValueError: a folder holds a run with other options.
+    """
+    for run in tqdm(runs, unit="run"):
+        folder = Path(output_dir) / run.folder
+        options = {"config_file": config_file, **run.opts, "SEED": run.seed}
+        if read_metrics(folder) and _same_options(folder, options):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        pairs = {**run.opts, "SEED": run.seed, "OUTPUT_DIR": folder}
+        arguments = [str(x) for pair in pairs.items() for x in pair]
+        with open(folder / "console.txt", "w", encoding="utf-8") as console:
+            done = subprocess.run(
+                [*command, "--config-file", config_file, *arguments],
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode:
+            logger.error("%s failed: see %s", run.folder, folder / "console.txt")
+        else:
+            write_json(folder / "options.json", options, indent=2)
+
+
+def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
+    """Return what each choice gave, best first.
+
+    Returns:
+        One row a choice: ``choice``, ``seeds`` (number of runs that are done), the means over them
+        of AP, AP50 and AP75 on the first test set in percent, ``change`` (of AP50 to that of the
+        base) and ``spread`` (largest less smallest AP50 of the seeds). A choice of which no run is
+        done, or that diverged, has nan.
+    """
+    rows = []
+    for choice in dict.fromkeys(run.choice for run in runs):
+        found = [
+            read_metrics(Path(output_dir) / run.folder) for run in runs if run.choice == choice
+        ]
+        table = pd.DataFrame([x for x in found if x], columns=METRICS, dtype=float)
+        spread = table.AP50.max() - table.AP50.min() if len(table) > 1 else float("nan")
+        rows.append({"choice": choice, "seeds": len(table), **table.mean(), "spread": spread})
+    result = pd.DataFrame(rows)
+    result["change"] = result.AP50 - result.AP50[result.choice == BASE].item()
+    return result.sort_values("AP50", ascending=False, ignore_index=True)
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Read AP, AP50 and AP75 of a run's first test set; nothing where it was not evaluated."""
+    files = sorted(folder.glob("inference/*/evaluation.json"))
+    if not files:
+        return {}
+    table = json.loads(files[0].read_text(encoding="utf-8"))["bbox"]
+    return {key: table[key] for key in METRICS}
+
+
+def _same_options(folder: Path, options: dict[str, Any]) -> bool:
+    path = folder / "options.json"
+    if not path.is_file():
+        return False  # stopped while it was evaluated
+    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(options)):
+        raise ValueError(
+            f"{folder} holds a run with other options (its options.json): move it away, or give "
+            "the choice another name."
+        )
+    return True

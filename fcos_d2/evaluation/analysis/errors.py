@@ -1,0 +1,231 @@
+"""Where AP50 is lost, by kind of error: TIDE (Bolya et al., ECCV 2020)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ..records import SIZES, size_of_area
+from .matching import image_pairs, match_detections, tabulate
+
+ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
+_RECALL = np.linspace(0, 1, 101)
+
+
+class ErrorBreakdown(NamedTuple):
+    """The errors of a set of detections.
+
+    Attributes:
+        AP50: as in COCO's table, in percent; nan without objects.
+        dap: a row for each of :data:`ERROR_TYPES` and for "false positives" and "false negatives";
+            column ``dAP``: points that AP50 gains where errors of that kind, and no others, are
+            mended. They don't add up to 100: one mistake can hide another.
+        counts: errors of each class; of "missed" the object's class, of the others the
+            detection's.
+        by_size: errors by the size of the object, of "background" by that of the detection.
+    """
+
+    AP50: float
+    dap: pd.DataFrame
+    counts: pd.DataFrame
+    by_size: pd.DataFrame
+
+
+class _Tables(NamedTuple):
+    """Detections with their error, and objects."""
+
+    detections: pd.DataFrame  # match_detections, with ``error`` ("" for none) and ``target``
+    objects: pd.DataFrame  # ground_truth, with ``missed`` (bool)
+    num_classes: int
+
+
+def error_breakdown(
+    records: Sequence[dict],
+    predictions: Sequence[dict],
+    class_names: Sequence[str],
+    *,
+    foreground_iou: float = 0.5,
+    background_iou: float = 0.1,
+) -> ErrorBreakdown:
+    """Sort the errors into six kinds and measure what each costs (TIDE, section 2).
+
+    Each detection that is wrong has the first of these that is true; f and b are the two IoU:
+
+    - localisation: its largest IoU with an object of its class is in [b, f);
+    - classification: its IoU with an object of another class is f or more;
+    - duplicate: its IoU with an object of its class, which a better detection took, is f or more;
+    - background: its IoU with every object is below b;
+    - both: what is left, class and box are wrong.
+
+    Missed are the objects that no detection takes, nor one of the first two kinds points at. What
+    mends them: a wrong class or box is corrected, unless its object is taken, or pointed at by a
+    better one, which removes it; duplicate, background and both are removed; missed objects are
+    taken off the number of objects (a class that has no other keeps its AP). Mending false
+    positives removes all of them; mending false negatives leaves the objects that are found.
+
+    Ignored objects (difficult, crowd) and what takes them are no errors, and nothing is compared
+    with ignored objects otherwise.
+
+    Args:
+        records, predictions, class_names: see :func:`match_detections`.
+        foreground_iou: least IoU of a match; AP50 is the AP at it.
+        background_iou: IoU below which a detection meets nothing.
+
+    Raises:
+        ValueError: IoU that are not 0 < background < foreground <= 1.
+    """
+    if not 0 < background_iou < foreground_iou <= 1:
+        raise ValueError(
+            f"background_iou {background_iou} and foreground_iou {foreground_iou} are not "
+            "0 < background < foreground <= 1"
+        )
+    tables = _find_errors(records, predictions, class_names, foreground_iou, background_iou)
+    base = _mean_ap(tables, _mend(tables, ""))
+    kinds = [*ERROR_TYPES, "false positives", "false negatives"]
+    gains = [_mean_ap(tables, _mend(tables, kind)) - base for kind in kinds]
+    dap = pd.DataFrame({"dAP": gains}, index=pd.Index(kinds, name="error"))
+    return ErrorBreakdown(base, dap, _count_by_class(tables, class_names), _count_by_size(tables))
+
+
+def _find_errors(
+    records: Sequence[dict],
+    predictions: Sequence[dict],
+    class_names: Sequence[str],
+    foreground: float,
+    background: float,
+) -> _Tables:
+    detections = match_detections(records, predictions, class_names, iou_thresh=foreground)
+    _, objects = tabulate(records, predictions, class_names)
+    wrong = (detections["outcome"] == "fp").to_numpy()
+    error = np.where(wrong, "background", "").astype(object)
+    target = np.full(len(detections), -1)  # row of the object that an error is about
+    ignored = objects["ignored"].to_numpy()
+    index = objects["index"].to_numpy()
+    truth = detections["truth"].to_numpy()
+    taken = np.zeros(len(objects), dtype=bool)
+    for pairs in image_pairs(detections, objects):
+        real = ~ignored[pairs.objects]
+        rows, columns = pairs.detections, pairs.objects[real]
+        taken[pairs.objects[np.isin(index[pairs.objects], truth[rows])]] = True
+        if not real.any():
+            continue
+        iou, same = pairs.iou[:, real], pairs.same_class[:, real]
+        names, best = _classify(iou, same, foreground, background)
+        chosen = wrong[rows]
+        error[rows[chosen]] = names[chosen]
+        meets = chosen & (names != "background")
+        target[rows[meets]] = columns[best[meets]]
+    pointed = np.isin(error, ("classification", "localisation"))
+    missed = ~ignored & ~taken
+    missed[target[pointed]] = False
+    objects = objects.assign(missed=missed, taken=taken)
+    return _Tables(detections.assign(error=error, target=target), objects, len(class_names))
+
+
+def _classify(
+    iou: np.ndarray, same: np.ndarray, foreground: float, background: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Name the error of each detection of an image, were it wrong, and the object it is about."""
+    own, other = np.where(same, iou, 0), np.where(same, 0, iou)
+    conditions = {
+        "localisation": ((own.max(1) >= background) & (own.max(1) < foreground), own),
+        "classification": (other.max(1) >= foreground, other),
+        "duplicate": (own.max(1) >= foreground, own),
+        "background": (iou.max(1) < background, iou),
+    }
+    names = np.full(len(iou), "both", dtype=object)
+    best = iou.argmax(1)
+    for name, (holds, measure) in reversed(conditions.items()):
+        names[holds] = name
+        best[holds] = measure[holds].argmax(1)
+    return names, best
+
+
+class _Mended(NamedTuple):
+    """What AP is measured on: detections, best first, and the number of objects of each class."""
+
+    right: np.ndarray
+    category: np.ndarray
+    counts: np.ndarray
+
+
+def _mend(tables: _Tables, kind: str) -> _Mended:
+    """Mend one kind of error; "" mends none."""
+    detections, objects = tables.detections, tables.objects
+    right = (detections["outcome"] == "tp").to_numpy()
+    keep = (detections["outcome"] != "ignored").to_numpy()
+    category = detections["category_id"].to_numpy().copy()
+    counted = ~objects["ignored"].to_numpy()
+    chosen = (detections["error"] == kind).to_numpy() & keep & ~right
+    if kind in ("classification", "localisation"):
+        target = detections["target"].to_numpy()
+        free = np.zeros(len(detections), dtype=bool)
+        free[chosen] = ~objects["taken"].to_numpy()[target[chosen]]
+        # The best detection of each object is corrected, the others are removed.
+        rows = np.flatnonzero(free)
+        rows = rows[np.unique(target[rows], return_index=True)[1]]
+        right = right.copy()
+        right[rows] = True
+        category[rows] = objects["category_id"].to_numpy()[target[rows]]
+        keep = keep & (~chosen | right)
+    elif kind == "missed":
+        counted = counted & ~objects["missed"].to_numpy()
+    elif kind == "false positives":
+        keep = keep & right
+    elif kind == "false negatives":
+        counted = counted & objects["taken"].to_numpy()
+    else:
+        keep = keep & ~chosen
+    real_class = objects["category_id"].to_numpy()
+    counts = np.bincount(real_class[counted], minlength=tables.num_classes)
+    return _Mended(right[keep], category[keep], counts)
+
+
+def _mean_ap(tables: _Tables, mended: _Mended) -> float:
+    """Mean of the AP of the classes that have objects, in percent; nan without any."""
+    objects = tables.objects
+    real = objects.loc[~objects["ignored"], "category_id"].unique()
+    values = [
+        average_precision(mended.right[mended.category == k], int(mended.counts[k])) for k in real
+    ]
+    return 100 * float(np.mean(values)) if values else float("nan")
+
+
+def average_precision(right: np.ndarray, count: int) -> float:
+    """COCO's AP: the mean over 101 recalls of the highest precision at that recall or more.
+
+    Args:
+        right: (R,) bool, whether each detection is right, best first.
+        count: objects; 0 gives 0.
+    """
+    if not count or not right.any():
+        return 0.0
+    found = right.cumsum()
+    precision = np.maximum.accumulate((found / np.arange(1, len(right) + 1))[::-1])[::-1]
+    place = np.searchsorted(found / count, _RECALL, side="left")
+    return float(np.append(precision, 0)[place].mean())
+
+
+def _count_by_class(tables: _Tables, class_names: Sequence[str]) -> pd.DataFrame:
+    detections, objects = tables.detections, tables.objects
+    classes = range(len(class_names))
+    counts = {
+        kind: detections.loc[detections["error"] == kind, "category_id"].value_counts()
+        for kind in ERROR_TYPES[:-1]
+    }
+    counts["missed"] = objects.loc[objects["missed"], "category_id"].value_counts()
+    table = pd.DataFrame({k: x.reindex(classes, fill_value=0) for k, x in counts.items()})
+    return table.astype(int).set_axis(pd.Index(class_names, name="class"))
+
+
+def _count_by_size(tables: _Tables) -> pd.DataFrame:
+    detections, objects = tables.detections, tables.objects
+    target = detections["target"].to_numpy()
+    sizes = size_of_area(detections["area"])
+    sizes[target >= 0] = objects["size"].to_numpy()[target[target >= 0]]
+    sizes = pd.Series(sizes, index=detections.index)
+    counts = {kind: sizes[detections["error"] == kind].value_counts() for kind in ERROR_TYPES[:-1]}
+    counts["missed"] = objects.loc[objects["missed"], "size"].value_counts()
+    table = pd.DataFrame({k: x.reindex(SIZES, fill_value=0) for k, x in counts.items()})
+    return table.astype(int).set_axis(pd.Index(SIZES, name="size"))

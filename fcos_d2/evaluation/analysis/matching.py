@@ -1,0 +1,187 @@
+"""Detections matched to objects by IoU, as COCOeval does it at one threshold."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from pycocotools import mask
+
+from ..records import box_xywh, check_predictions, is_ignored, size_of_area
+
+# COCO counts the best of an image and class.
+_MAX_DETECTIONS = 100
+_BOX = ["x", "y", "w", "h"]
+
+
+class ImagePairs(NamedTuple):
+    """The detections and objects of one image.
+
+    Attributes:
+        detections: (D,) rows in the table of detections, best first.
+        objects: (G,) rows in the table of objects.
+        iou: (D, G); with a crowd the share of the detection that lies in it, as COCO has it.
+        same_class: (D, G) bool.
+    """
+
+    detections: np.ndarray
+    objects: np.ndarray
+    iou: np.ndarray
+    same_class: np.ndarray
+
+
+def ground_truth(records: Sequence[dict], class_names: Sequence[str]) -> pd.DataFrame:
+    """List the objects of a data set.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        class_names: names of the K classes.
+
+    Returns:
+        One row an object, in the order of the records: ``image_id``, ``index`` in the record's
+        annotations, ``category_id``, ``x``, ``y``, ``w``, ``h`` and ``area`` in pixels of the
+        original image, ``ignored`` (difficult or crowd), ``crowd``, and ``size`` by the area:
+        "small", "medium" or "large", with COCO's bounds of 32^2 and 96^2.
+
+    Raises:
+        ValueError: a class id outside [0, K).
+    """
+    rows = []
+    for record in records:
+        for index, item in enumerate(record.get("annotations", ())):
+            if not 0 <= item["category_id"] < len(class_names):
+                raise ValueError(
+                    f"object {index + 1} of image {record['image_id']!r} has class id "
+                    f"{item['category_id']}, but there are {len(class_names)} classes"
+                )
+            flags = is_ignored(item), bool(item.get("iscrowd", 0))
+            rows.append((record["image_id"], index, item["category_id"], *box_xywh(item), *flags))
+    columns = ["image_id", "index", "category_id", *_BOX, "ignored", "crowd"]
+    table = pd.DataFrame(rows, columns=columns)
+    numbers = {key: float for key in _BOX} | {key: int for key in ("index", "category_id")}
+    table = table.astype({**numbers, "ignored": bool, "crowd": bool})
+    table.insert(7, "area", table["w"] * table["h"])
+    table["size"] = size_of_area(table["area"])
+    return table
+
+
+def match_detections(
+    records: Sequence[dict],
+    predictions: Sequence[dict],
+    class_names: Sequence[str],
+    *,
+    iou_thresh: float = 0.5,
+) -> pd.DataFrame:
+    """Match detections to objects of their class, the best detection first.
+
+    The rule is that of ``COCOeval`` at one threshold: a detection takes the free object of its
+    class in its image with which its IoU is largest and at least ``iou_thresh``; an ignored object
+    (difficult, crowd) only where no other is to be had; a crowd any number of times. Beyond the
+    best 100 of an image and class detections do not count.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        predictions: dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` (XYWH pixels of
+            the original image) and ``score``.
+        class_names: names of the K classes.
+        iou_thresh: in (0, 1].
+
+    Returns:
+        One row a detection, best score first, of equal ones in the order of the records:
+        ``image_id``, ``category_id``, ``score``, ``x``, ``y``, ``w``, ``h``, ``area``, ``truth``
+        (the index of its object in the record's annotations, -1 for none), ``iou`` with it (0 for
+        none) and ``outcome``: "tp", "fp", or "ignored" for what took an ignored object or does
+        not count.
+
+    Raises:
+        ValueError: predictions or records that don't fit together.
+    """
+    detections, objects = tabulate(records, predictions, class_names)
+    truth = np.full(len(detections), -1)
+    iou = np.zeros(len(detections))
+    outcome = np.full(len(detections), "fp", dtype=object)
+    ignored, crowd = objects["ignored"].to_numpy(), objects["crowd"].to_numpy()
+    index = objects["index"].to_numpy()
+    for pairs in image_pairs(detections, objects):
+        taken = match_image(
+            np.where(pairs.same_class, pairs.iou, 0),
+            ignored[pairs.objects],
+            crowd[pairs.objects],
+            iou_thresh,
+        )
+        found = np.flatnonzero(taken >= 0)
+        rows, columns = pairs.detections[found], taken[found]
+        truth[rows] = index[pairs.objects[columns]]
+        iou[rows] = pairs.iou[found, columns]
+        outcome[rows] = np.where(ignored[pairs.objects[columns]], "ignored", "tp")
+    beyond = detections.groupby(["image_id", "category_id"]).cumcount() >= _MAX_DETECTIONS
+    outcome[beyond.to_numpy(dtype=bool)] = "ignored"
+    return detections.assign(truth=truth, iou=iou, outcome=outcome)
+
+
+def tabulate(
+    records: Sequence[dict], predictions: Sequence[dict], class_names: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the detections, as in :func:`match_detections` without a match, and the objects.
+
+    Both have a column ``image``, the place of their record.
+    """
+    place = {record["image_id"]: i for i, record in enumerate(records)}
+    check_predictions(predictions, place, class_names)
+    rows = [(x["image_id"], x["category_id"], x["score"], *x["bbox"]) for x in predictions]
+    columns = ["image_id", "category_id", "score", *_BOX]
+    detections = pd.DataFrame(rows, columns=columns)
+    detections = detections.astype({"category_id": int, **{k: float for k in ("score", *_BOX)}})
+    detections["area"] = detections["w"] * detections["h"]
+    objects = ground_truth(records, class_names)
+    for table in (detections, objects):
+        table["image"] = table["image_id"].map(place).astype(int)
+    order = np.lexsort((detections["image"], -detections["score"]))
+    return detections.iloc[order].reset_index(drop=True), objects
+
+
+def image_pairs(detections: pd.DataFrame, objects: pd.DataFrame) -> Iterator[ImagePairs]:
+    """Yield the images that have both detections and objects, of the tables of :func:`tabulate`."""
+    rows_of_objects = objects.groupby("image").indices
+    found, real = detections[_BOX].to_numpy(), objects[_BOX].to_numpy()
+    found_class = detections["category_id"].to_numpy()
+    real_class, crowd = objects["category_id"].to_numpy(), objects["crowd"].to_numpy()
+    for image, rows in detections.groupby("image").indices.items():
+        columns = rows_of_objects.get(image)
+        if columns is None:
+            continue
+        yield ImagePairs(
+            rows,
+            columns,
+            mask.iou(found[rows], real[columns], crowd[columns].astype(np.uint8)),
+            found_class[rows][:, None] == real_class[columns],
+        )
+
+
+def match_image(
+    iou: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, iou_thresh: float
+) -> np.ndarray:
+    """Match the detections of one image, best first, to its objects.
+
+    Args:
+        iou: (D, G); 0 where a detection may not take an object.
+        ignored: (G,) bool, objects that are taken where no other is to be had.
+        crowd: (G,) bool, objects that any number of detections take.
+        iou_thresh: least IoU.
+
+    Returns:
+        (D,) the object that each detection takes, -1 for none. Of equal IoU it is the last, as in
+        ``COCOeval``.
+    """
+    taken = np.full(len(iou), -1)
+    free = np.ones(iou.shape[1], dtype=bool)
+    enough = iou >= min(iou_thresh, 1 - 1e-10)
+    for row in np.flatnonzero(enough.any(1)):
+        can = enough[row] & (free | crowd)
+        for group in (can & ~ignored, can & ignored):
+            places = np.flatnonzero(group)
+            if len(places):
+                best = places[::-1][iou[row, places[::-1]].argmax()]
+                taken[row], free[best] = best, False
+                break
+    return taken

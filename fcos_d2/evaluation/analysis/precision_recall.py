@@ -1,0 +1,65 @@
+"""Precision and recall of each class, and the score threshold at which F1 is best."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .matching import ground_truth, match_detections
+
+
+class PrecisionRecall(NamedTuple):
+    """The curve of one class.
+
+    Attributes:
+        class_name: its name.
+        num_ground_truth: objects to find, ignored ones left out.
+        precision: (R,) of the detections down to each one, best score first; as it is, not made to
+            fall.
+        recall: (R,) likewise; nan without objects.
+        score: (R,) of each detection.
+        best_f1: largest harmonic mean of precision and recall; nan without objects.
+        best_threshold: keeping the scores that are at least this gives it, the highest such one;
+            nan where no threshold finds an object.
+    """
+
+    class_name: str
+    num_ground_truth: int
+    precision: np.ndarray
+    recall: np.ndarray
+    score: np.ndarray
+    best_f1: float
+    best_threshold: float
+
+
+def precision_recall(
+    records: Sequence[dict],
+    predictions: Sequence[dict],
+    class_names: Sequence[str],
+    *,
+    iou_thresh: float = 0.5,
+) -> list[PrecisionRecall]:
+    """Return the curve of each of the K classes; arguments as in :func:`match_detections`."""
+    matches = match_detections(records, predictions, class_names, iou_thresh=iou_thresh)
+    matches = matches[matches["outcome"] != "ignored"]
+    objects = ground_truth(records, class_names)
+    counts = objects.loc[~objects["ignored"], "category_id"].value_counts()
+    curves = []
+    for k, name in enumerate(class_names):
+        rows = matches[matches["category_id"] == k]
+        right = (rows["outcome"] == "tp").to_numpy()
+        curves.append(_curve(name, right, rows["score"].to_numpy(), int(counts.get(k, 0))))
+    return curves
+
+
+def _curve(name: str, right: np.ndarray, score: np.ndarray, count: int) -> PrecisionRecall:
+    found, kept = right.cumsum(), np.arange(1, len(right) + 1)
+    recall = found / count if count else np.full(len(right), np.nan)
+    f1 = 2 * found / (kept + count)
+    # A threshold keeps all detections of one score or none of them.
+    last = np.append(score[1:] != score[:-1], True)[: len(score)]
+    f1 = np.where(last, f1, 0)
+    best_f1, threshold = (0.0 if count else np.nan), np.nan
+    if count and right.any():
+        best_f1, threshold = float(f1.max()), float(score[f1.argmax()])
+    return PrecisionRecall(name, count, found / kept, recall, score, best_f1, threshold)

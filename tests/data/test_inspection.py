@@ -1,0 +1,522 @@
+"""The checks that go through to the end: each kind of finding, its file and its line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import register_pascal_voc
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from fcos_d2.data import DataError, load_records, register_source
+from fcos_d2.data.inspection import (
+    ADVICE,
+    Finding,
+    check_boxes,
+    check_classes,
+    check_coverage,
+    check_images,
+    count_objects,
+    describe_sizes,
+    format_findings,
+    locate,
+    read_source,
+)
+from fcos_d2.data.inspection.findings import json_lines
+
+BOX = [10, 5, 20, 15]  # x, y, width, height
+IMAGE = {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}
+
+
+def annotation(**changes):
+    return {"id": 1, "image_id": 7, "category_id": 3, "bbox": BOX, "iscrowd": 0, **changes}
+
+
+def source_of(voc, split=None):
+    return read_source(f"voc:{voc.path}" + (f":{split}" if split else ""))
+
+
+def findings_of(name, **options):
+    return locate(read_source(name, **options).notes)
+
+
+def line_of(path, text, number=1):
+    """The line of the n-th occurrence of a text in a file, from 1."""
+    lines = [k for k, line in enumerate(path.read_text().splitlines(), 1) if text in line]
+    return lines[number - 1]
+
+
+def without_places(records):
+    return [
+        {
+            **{k: v for k, v in record.items() if k not in ("place", "annotations")},
+            "annotations": [
+                {k: v for k, v in x.items() if k != "place"} for x in record["annotations"]
+            ],
+        }
+        for record in records
+    ]
+
+
+def everything(*sources):
+    notes = [note for source in sources for note in (*source.notes, *check_boxes(source))]
+    notes += check_images(sources) + check_classes(sources[:1], sources[1:], is_trained)
+    return locate(notes)
+
+
+def is_trained(annotation):
+    return not annotation.get("difficult", 0) and not annotation.get("iscrowd", 0)
+
+
+def one(findings, kind):
+    """The only finding of a kind."""
+    (finding,) = [x for x in findings if x.kind == kind]
+    return finding
+
+
+# VOC folders
+
+
+def test_clean_voc_folder(voc):
+    voc.add("a", [("car", "11 6 30 20", 1), ("bus", "1 1 60 40"), ("car", "5 5 9 9")])
+    voc.add("b", [("car", "3 3 9 9")])
+    Image.new("RGB", (60, 40), "red").save(voc.path / "JPEGImages" / "b.jpg")
+    voc.add_split("train", "a\nb\n")
+    source = source_of(voc, "train")
+    register_source(source.name)
+    assert without_places(source.records) == load_records(source.name)
+    assert source.class_names == ["bus", "car"]
+    assert everything(source) == []
+
+
+@pytest.fixture
+def broken_voc(voc):
+    """a: five bad objects; b: a wrong size; c: no image; d: broken XML; e: nothing at all."""
+    (voc.path / "classes.txt").write_text("car\n")
+    objects = [("car", "1 1 9 9"), ("cat", "1 1 9 9"), ("car", "9 9 1 1"), ("car", "1 two 9 9")]
+    voc.add("a", [*objects, ("car", "70 1 80 9"), ("car", "2 2 9 9", "maybe")])
+    voc.add("b", [("car", "1 1 9 9")], size=(30, 20))
+    voc.add_xml("c", [("car", "nan 1 9 9")])
+    voc.add("d")
+    voc.xml("d").write_text("<annotation>\n<object>\n</annotation>\n")
+    voc.add_split("train", "a\nb\nc\nd\na\ne\n")
+    return voc
+
+
+def test_all_problems_of_a_folder_with_their_lines(broken_voc):
+    """Training stops at the first; here are all of them."""
+    voc, name = broken_voc, f"voc:{broken_voc.path}:train"
+    register_source(name)
+    with pytest.raises(DataError):
+        load_records(name)
+    findings = findings_of(name)
+    assert {x.severity for x in findings} == {"error"}
+    a, b, c = voc.xml("a"), voc.xml("b"), voc.xml("c")
+    split = voc.path / "ImageSets" / "Main" / "train.txt"
+    expected = [
+        (split, 5, "listed twice", "lists a again, after line 1"),
+        (a, line_of(a, "<object>", 2), "bad object", "object 2 (cat): unknown class"),
+        (a, line_of(a, "<object>", 3), "bad box", "is inverted"),
+        (a, line_of(a, "<object>", 4), "bad object", "<ymin> is 'two', not a number"),
+        (a, line_of(a, "<object>", 5), "bad box", "lies wholly outside the image of 60x40"),
+        (a, line_of(a, "<object>", 6), "bad object", "<difficult> is 'maybe'"),
+        (b, line_of(b, "<size>"), "bad file", "says 30x20"),
+        (c, None, "bad file", "The image of c.xml is missing"),
+        (c, line_of(c, "<object>"), "bad box", "not finite"),
+        (voc.xml("d"), 3, "bad file", "d.xml is broken XML"),
+        (voc.xml("e"), None, "bad file", "e.xml is missing"),
+    ]
+    for finding, (file, line, kind, said) in zip(findings, expected, strict=True):
+        assert (finding.file, finding.line, finding.kind) == (str(file), line, kind)
+        assert said in finding.message
+    assert str(voc.path) not in findings[9].message  # the file is named once
+
+
+def test_broken_xml_outside_the_split_is_found_once(voc):
+    """Training reads all annotations for the class names."""
+    voc.add("a", [("car", "1 1 9 9")])
+    voc.add("b")
+    voc.xml("b").write_text("<annotation>")
+    voc.add_split("train", "a\n")
+    for split in ("train", None):
+        (finding,) = locate(source_of(voc, split).notes)
+        assert (finding.file, finding.line) == (str(voc.xml("b")), 1)
+
+
+def test_bad_boxes_that_are_skipped_are_warnings(voc):
+    voc.add("a", [("car", "1 1 9 9"), ("car", "9 9 1 1")])
+    name = f"voc:{voc.path}"
+    assert [x.severity for x in findings_of(name)] == ["error"]
+    assert [x.severity for x in findings_of(name, skip_bad_boxes=True)] == ["warning"]
+    assert len(read_source(name).records[0]["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("voc:{}/nowhere:train", "is not there"),
+        ("voc:{}:val", "val.txt is missing"),
+        ("shapes:train", "shapes:SPLIT:COUNT"),
+        ("yolo:x", "is not known. Name a source as"),
+        ("coco:x.json:{}", "x.json can't be read"),
+    ],
+)
+def test_source_that_is_not_there(voc, name, said):
+    voc.add("a", [("car", "1 1 9 9")])
+    name = name.format(voc.path)
+    (finding,) = findings_of(name)
+    assert (finding.severity, finding.file, finding.kind) == ("error", name, "source")
+    assert said in finding.message
+
+
+def test_boxes_from_0(voc):
+    """xmin 0 is outside of VOC's pixels, which start at 1; that is not told twice."""
+    voc.add("a", [("car", "0 5 9 9"), ("car", "5 0 9 9"), ("car", "1 1 9 9")])
+    findings = everything(source_of(voc))
+    assert [x.kind for x in findings] == ["box from 0"] * 2
+    assert [x.line for x in findings] == [line_of(voc.xml("a"), "<object>", k) for k in (1, 2)]
+    assert "xmin 0, ymin 5" in findings[0].message
+
+
+def test_boxes_that_stick_out(voc):
+    """The image has 60x40 pixels: 61 is one too far, -3 is read as 4 pixels before the first."""
+    voc.add("a", [("car", "1 1 61 9"), ("car", "1 -3 9 9"), ("car", "1 1 60.4 40")])
+    findings = everything(source_of(voc))
+    assert [(x.severity, x.kind) for x in findings] == [("warning", "box sticks out")] * 2
+    assert findings[0].message.endswith("image of 60x40 pixels by 1")
+    assert findings[1].message.endswith("by 3")
+
+
+def test_same_box_twice(voc):
+    voc.add("a", [("car", "1 1 9 9"), ("bus", "2 2 9 9"), ("car", "1 1 9 9"), ("bus", "1 1 9 9")])
+    same, other = everything(source_of(voc))
+    assert (same.kind, same.line) == ("same box", line_of(voc.xml("a"), "<object>", 3))
+    assert same.message == "object 3 (car) has the same box as object 1 (car)"
+    assert other.message == "object 4 (bus) has the same box as object 1 (car), but another class"
+
+
+# COCO files
+
+
+def test_clean_coco_file(make_coco):
+    """Category ids from 1 on, or with gaps, are what COCO has."""
+    name = make_coco(
+        images=[IMAGE, {"id": 2, "file_name": "b.jpg", "width": 50, "height": 30}],
+        annotations=[annotation(), annotation(id=5, image_id=2, category_id=90)],
+    )
+    source = read_source(name)
+    register_source(name)
+    assert without_places(source.records) == [
+        {**record, "annotations": record["annotations"]} for record in load_records(name)
+    ]
+    assert source.class_names == ["car", "zebra"]
+    assert everything(source) == []
+
+
+def test_all_problems_of_a_coco_file_with_their_lines(make_coco):
+    name = make_coco(
+        images=[IMAGE, {**IMAGE, "id": 8, "height": 0}, {**IMAGE, "id": 9, "file_name": "c.jpg"}],
+        write_images=False,
+        annotations=[
+            annotation(),
+            annotation(id=2, category_id=4),
+            annotation(id=4, bbox=[1, 2, 3]),
+            annotation(id=5, bbox=[1, 2, 0, 3]),
+            annotation(id=5),
+            {"id": 6},
+        ],
+    )
+    json_file, folder = name.split(":")[1:]
+    path = Path(json_file)
+    Image.new("RGB", (60, 40)).save(f"{folder}/a.jpg")
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    findings = findings_of(name)
+    assert {(x.severity, x.file) for x in findings} == {("error", json_file)}
+    # The line after the brace has the id.
+    lines = path.read_text().splitlines()
+    found = [(lines[x.line].strip(" ,"), x.message) for x in findings]
+    box = "box [1, 2, 1, 5] is empty or inverted (width 0, height 3)"
+    assert found == [
+        ('"id": 8', "images[1]: image 8 has the height 0, which is no positive number."),
+        ('"id": 2', "annotations[1]: annotation 2 has the category_id 4, which is not there."),
+        (
+            '"id": 4',
+            "annotations[2]: annotation 4 has the bbox [1, 2, 3], which is not a list of 4 "
+            "numbers.",
+        ),
+        ('"id": 5', "annotations[4]: annotations repeats the id 5."),
+        ('"id": 6', "annotations[5] has no 'image_id'."),
+        ('"id": 9', f"the image {folder}/c.jpg is missing"),
+        ('"id": 5', f"annotation 5 (annotations[3]) (car): {box}"),
+    ]
+
+
+def test_coco_file_on_one_line_and_of_another_order(tmp_path):
+    """Lists are found wherever they are, whatever else the file holds."""
+    text = '{"info": {"x": [1, "]"]}, "b": [\n{"t": "}\\n"},\n [1], 2], "images": [], "n": 1}\n'
+    (tmp_path / "x.json").write_text(text)
+    assert json_lines(str(tmp_path / "x.json")) == {"b": [2, 3, 3], "images": []}
+
+
+def test_wrong_size_and_crowds_of_coco(make_coco):
+    """Two crowds of one box are fine; the size that the file states is not the image's."""
+    crowd = {"iscrowd": 1, "bbox": [0, 0, 9, 9]}
+    name = make_coco(annotations=[annotation(**crowd), annotation(id=2, **crowd)])
+    path, folder = name.split(":")[1:]
+    source = read_source(name)
+    Image.new("RGB", (40, 60)).save(f"{folder}/a.jpg")
+    findings = locate(check_boxes(source) + check_images([source]))
+    finding = one(findings, "image size")
+    assert len(findings) == 1 and finding.severity == "error"
+    assert (finding.file, finding.line) == (path, 1)
+    assert "a.jpg has not the 60x40 pixels" in finding.message
+
+
+# Records of one's own loader
+
+
+def register(name, records, names=("car", "dog")):
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).thing_classes = list(names)
+    return name
+
+
+def own_record(tmp_path, *categories):
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg")
+    objects = [
+        {"bbox": [k, 1, 20, 20], "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
+        for k, category in enumerate(categories)
+    ]
+    return {
+        "file_name": str(tmp_path / "a.jpg"),
+        "image_id": 0,
+        "width": 60,
+        "height": 40,
+        "annotations": objects,
+    }
+
+
+def test_ids_from_1_in_own_records(tmp_path):
+    """Two classes have the ids 0 and 1; who counts from 1 writes 1 and 2."""
+    name = register(f"{tmp_path}_1", [own_record(tmp_path, 1, 2, 1)])
+    findings = findings_of(name)
+    assert [x.severity for x in findings] == ["error"] * 2
+    assert "object 2: category id 2, but the 2 classes have the ids 0 to 1" in findings[0].message
+    assert "the ids count from 1. Subtract 1" in findings[1].message
+    # Where the last class has no object, nothing is out of range.
+    name = register(f"{tmp_path}_2", [own_record(tmp_path, 1, 1)])
+    finding = one(everything(read_source(name)), "class without objects")
+    assert "no object of 'car' to train on: if the ids of your records count from 1" in (
+        finding.message
+    )
+
+
+def test_clean_and_broken_own_records(tmp_path):
+    name = register(f"{tmp_path}_3", [own_record(tmp_path, 0, 1)])
+    assert everything(read_source(name)) == []
+    record = own_record(tmp_path, 0, 1)
+    record["annotations"][0].pop("bbox_mode")
+    name = register(f"{tmp_path}_4", [record, {"file_name": "x"}, {**record, "file_name": "x"}])
+    messages = [x.message for x in findings_of(name)]
+    assert messages[0].startswith("object 1 has no 'bbox_mode'")
+    assert messages[1:] == ["record 1 has no 'image_id'", "the image is missing"]
+
+
+# Images
+
+
+def test_images_that_do_not_open(voc):
+    """A JPEG that was cut off opens, has a size, and fails when it is decoded."""
+    for name in ("a", "b"):
+        voc.add(name, [("car", "1 1 9 9")])
+    path = voc.path / "JPEGImages" / "a.jpg"
+    Image.effect_noise((60, 40), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    source = source_of(voc)
+    assert source.notes == [] and len(source.records) == 2
+    (finding,) = locate(check_images([source]))
+    assert (finding.severity, finding.file, finding.kind) == ("error", str(path), "bad image")
+    assert "truncated" in finding.message
+
+
+def test_same_picture_in_one_source_and_in_two(make_voc):
+    train, val = make_voc("train"), make_voc("val")
+    for folder, names in ((train, "abc"), (val, "xy")):
+        for name in names:
+            folder.add(name, [("car", "1 1 9 9")])
+            color = {"a": "red", "b": "red", "c": "blue", "x": "blue", "y": "green"}[name]
+            Image.new("RGB", (60, 40), color).save(folder.path / "JPEGImages" / f"{name}.jpg")
+    sources = [source_of(train), source_of(val)]
+    same, leak = locate(check_images(sources))
+    images = train.path / "JPEGImages"
+    assert (same.severity, same.kind, same.file) == ("warning", "same picture", f"{images}/b.jpg")
+    assert same.message == f"the same picture as {images}/a.jpg"
+    assert (leak.severity, leak.kind) == ("warning", "same picture in two sources")
+    assert leak.file == str(val.path / "JPEGImages" / "x.jpg")
+    assert f"the same picture as {images}/c.jpg of voc:{train.path}" in leak.message
+
+
+def test_same_file_under_two_ids(make_coco):
+    name = make_coco(images=[IMAGE, {**IMAGE, "id": 8}], annotations=[annotation()])
+    (finding,) = locate(check_images([read_source(name)]))
+    assert finding.kind == "listed twice"
+    assert "the image ids 7 and 8 are of this file" in finding.message
+
+
+# Classes
+
+
+def test_classes_that_differ(make_voc):
+    train, val = make_voc("train"), make_voc("val")
+    train.add("a", [("car", "1 1 9 9"), ("bus", "2 2 9 9")])
+    val.add("b", [("car", "1 1 9 9"), ("cat", "2 2 9 9"), ("dog", "3 3 9 9")])
+    finding = one(everything(source_of(train), source_of(val)), "classes")
+    assert (finding.severity, finding.file) == ("error", f"voc:{val.path}")
+    assert finding.message == (
+        f"3 classes, but voc:{train.path} has 2; lacking here: bus; only here: cat, dog"
+    )
+    for folder, names in ((train, "car\nbus\n"), (val, "bus\ncar\n")):
+        (folder.path / "classes.txt").write_text(names)
+    findings = locate(check_classes([source_of(train)], [source_of(val)], is_trained))
+    assert one(findings, "classes").message == f"the classes of voc:{train.path} in another order"
+
+
+def test_classes_without_objects_to_train_on(make_voc):
+    """bus: only difficult ones; cat: none here, two in val; "bg" is none at all."""
+    train, val = make_voc("train"), make_voc("val")
+    train.add("a", [("car", "1 1 9 9"), ("bus", "2 2 9 9", 1)])
+    val.add("b", [("cat", "1 1 9 9"), ("cat", "2 2 9 9")])
+    for folder in (train, val):
+        (folder.path / "classes.txt").write_text("car\nbus\ncat\nbackground\n")
+    findings = locate(check_classes([source_of(train)], [source_of(val)], is_trained))
+    assert {x.severity for x in findings} == {"warning"}
+    messages = [x.message for x in findings if x.kind == "class without objects"]
+    assert messages == [
+        "no object of 'bus' to train on",
+        "no object of 'cat' to train on, but 2 to test on",
+        "no object of 'background' to train on",
+    ]
+    assert "'background' is probably no object" in one(findings, "background class").message
+
+
+def test_class_name_twice(make_coco):
+    categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}]
+    name = make_coco(annotations=[annotation()], categories=categories)
+    findings = locate(check_classes([read_source(name)], [], is_trained))
+    assert one(findings, "class name twice").message == "2 classes are called 'car'"
+
+
+def test_rare_classes(voc):
+    """201 cars for one bus and one of 3 dogs: a hundredth of 201 is 2.01, so a bus is rare."""
+    box = "1 1 9 9"
+    voc.add("a", [("car", box)] * 201 + [("bus", box)] + [("dog", box)] * 3)
+    findings = locate(check_classes([source_of(voc)], [], is_trained))
+    assert [x.kind for x in findings] == ["rare classes"]
+    assert findings[0].message == "car has 201 objects, but bus 1"
+
+
+def test_images_without_objects(voc):
+    voc.add("a", [("car", "1 1 9 9")])
+    voc.add("b")
+    voc.add("c")
+    finding = one(everything(source_of(voc)), "images without objects")
+    assert finding.severity == "warning"
+    assert finding.message.startswith("2 of 3 images have no object, the first is ")
+    assert finding.message.endswith("b.jpg")
+    (voc.path / "classes.txt").write_text("car\n")
+    voc.add_split("val", "b\nc\n")
+    findings = locate(check_classes([source_of(voc, "val")], [], is_trained))
+    assert one(findings, "images without objects").severity == "error"
+
+
+# Coverage, tables, text
+
+
+def test_coverage(voc):
+    """Four objects: fine, below the stride of 8, without a location, and without one of its own.
+
+    Of the cars 1 of 3, 33.3 %, have none of these; of the buses all, so that small is 2 of 4.
+    """
+    voc.add("a", [("car", "1 1 9 9"), ("bus", "2 2 9 5"), ("car", "3 3 5 5"), ("car", "1 1 9 8")])
+    source = source_of(voc)
+    objects = pd.DataFrame(
+        {
+            "image_id": "a",
+            "index": [0, 1, 2, 3],
+            "scaled_width": [16.0, 16, 4, 16],
+            "scaled_height": [16.0, 7, 4, 16],
+            "positives": [4, 2, 0, 0],
+            "candidates": [4, 2, 0, 4],
+            "expected_level": "p3",
+        }
+    )
+    levels = pd.DataFrame({"stride": [8, 16]}, index=["p3", "p4"])
+    summary = {
+        "size": pd.DataFrame({"coverage": [50.0, 90], "objects": [4, 9]}, index=["small", "large"]),
+        "class": pd.DataFrame(
+            {"coverage": [100, 100 / 3], "objects": [1, 3]}, index=["bus", "car"]
+        ),
+    }
+    findings = locate(check_coverage(source, objects, levels, summary))
+    assert {x.severity for x in findings} == {"warning"}
+    assert [(x.kind, x.line) for x in findings[:3]] == [
+        ("below the finest stride", line_of(voc.xml("a"), "<object>", 2)),
+        ("no training location", line_of(voc.xml("a"), "<object>", 3)),
+        ("no location of its own", line_of(voc.xml("a"), "<object>", 4)),
+    ]
+    assert "object 2 (bus): 16.0x7.0 px in the network's input, 2 locations" in findings[0].message
+    assert "4.0x4.0 px in the network's input, locations 8 apart on p3" in findings[1].message
+    assert "its 4 locations are inside smaller boxes" in findings[2].message
+    assert [x.message for x in findings[3:]] == [
+        "size small: 50.0 % of 4 objects have a training location",
+        "class car: 33.3 % of 3 objects have a training location",
+    ]
+    assert all(ADVICE[x.kind] for x in findings)
+
+
+def test_tables_by_hand(voc):
+    """Boxes 1..10 and 1..20 wide are 10 and 20 pixels: median 15; 8 and 4 high: median 6."""
+    voc.add("a", [("car", "1 1 10 8"), ("car", "1 1 20 4", 1)])
+    voc.add("b", [("bus", "11 1 60 40")])
+    voc.add_image("b.jpg", size=(120, 40))
+    voc.add_xml("b", [("bus", "11 1 60 40")], size=(120, 40))
+    source = source_of(voc)
+    table = count_objects(source)
+    assert table.index.tolist() == ["bus", "car"]
+    assert table.loc["car"].tolist() == [2, 1, 1, 0, 15, 6]
+    assert table.loc["bus"].tolist() == [1, 1, 0, 0, 50, 40]
+    table = describe_sizes(source)
+    assert table.loc["image width"].tolist() == pytest.approx([60, 63, 90, 117, 120])
+    assert table.loc["box width / height", "largest"] == 5
+    assert table.loc["box height", "median"] == 8
+
+
+def test_text_lists_errors_first_and_not_too_much():
+    findings = [Finding("warning", "b.xml", 4, "odd", "same box")]
+    findings += [Finding("error", f"{k}.xml", k, "bad", "bad box") for k in range(12)]
+    findings += [Finding("error", "c.jpg", None, "c.jpg is cut off", "bad image")]
+    text = format_findings(findings, limit=10).splitlines()
+    assert text[:2] == ["error: bad box (12)", "  0.xml:0: bad"]
+    assert text[11:13] == ["  ... and 2 more", f"  -> {ADVICE['bad box']}"]
+    assert text[13:16] == [
+        "error: bad image (1)",
+        "  c.jpg is cut off",
+        f"  -> {ADVICE['bad image']}",
+    ]
+    assert text[16:18] == ["warning: same box (1)", "  b.xml:4: odd"]
+    assert "11.xml:11: bad" in format_findings(findings, limit=None)
+
+
+def test_voc_names_of_detectron2_are_read_as_folders(make_voc, tmp_path):
+    voc = make_voc("VOC2007")
+    voc.add("a", [("car", "9 9 1 1", 1)])
+    voc.add_split("trainval", "a\n")
+    name = f"{tmp_path}_voc_2007_trainval"
+    register_pascal_voc(name, str(voc.path), "trainval", 2007)
+    (finding,) = findings_of(name)
+    assert (finding.kind, finding.line) == ("bad box", line_of(voc.xml("a"), "<object>"))
+    shutil.rmtree(voc.path / "Annotations")
+    assert "has no Annotations/" in findings_of(name)[0].message

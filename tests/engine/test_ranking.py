@@ -1,0 +1,134 @@
+"""Runs of one choice each: the plan, the runs that are left to make, the table."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from fcos_d2.engine.ranking import BASE, Run, compare, execute, read_metrics, read_plan
+
+# In place of train_net.py: AP50 is 100 times BASE_LR plus the seed; a learning rate of 9 fails.
+STAND_IN = """
+import json, pathlib, sys
+keys = dict(zip(sys.argv[3::2], sys.argv[4::2]))
+folder = pathlib.Path(keys["OUTPUT_DIR"], "inference", "val")
+if keys["BASE_LR"] == "9": sys.exit("diverged")
+folder.mkdir(parents=True)
+ap50 = 100 * float(keys["BASE_LR"]) + int(keys["SEED"])
+bbox = {"AP": ap50 / 2, "AP50": ap50, "AP75": None}
+(folder / "evaluation.json").write_text(json.dumps({"bbox": bbox}))
+print("calls", sys.argv[1:3])
+"""
+PLAN = {
+    "config_file": "recipe.yaml",
+    "opts": {"BASE_LR": 0.1, "BATCH": 4},
+    "base_seeds": [1, 3],
+    "runs": [
+        {"choice": "higher rate", "opts": {"BASE_LR": 0.2}},
+        {"choice": "too high", "opts": {"BASE_LR": 9}, "seeds": [7]},
+    ],
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN))
+    return path
+
+
+def run_all(plan, tmp_path):
+    config_file, runs = read_plan(plan)
+    execute((sys.executable, "-c", STAND_IN), config_file, runs, tmp_path / "out")
+    return runs
+
+
+def test_plan(plan):
+    config_file, runs = read_plan(plan)
+    assert config_file == "recipe.yaml"
+    assert runs == [
+        Run(BASE, {"BASE_LR": 0.1, "BATCH": 4}, 1),
+        Run(BASE, {"BASE_LR": 0.1, "BATCH": 4}, 3),
+        Run("higher rate", {"BASE_LR": 0.2, "BATCH": 4}, 1),
+        Run("too high", {"BASE_LR": 9, "BATCH": 4}, 7),
+    ]
+    assert [run.folder for run in runs][1:3] == ["base-seed3", "higher_rate-seed1"]
+
+
+def test_options_over_those_of_the_plan(plan):
+    """They reach every run, but what a run changes stays changed."""
+    _, runs = read_plan(plan, ["BATCH", "8", "BASE_LR", "0.3"])
+    assert runs[0].opts == {"BASE_LR": "0.3", "BATCH": "8"}
+    assert runs[2].opts == {"BASE_LR": 0.2, "BATCH": "8"}
+    with pytest.raises(ValueError, match="BASE_LR has no value"):
+        read_plan(plan, ["BATCH", "8", "BASE_LR"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"opts": [1]}, "'opts' has to be there, as a dict"),
+        ({"base_seeds": []}, "'base_seeds' is empty"),
+        ({"runs": [{"choice": "a"}]}, "a run needs 'choice' and 'opts'"),
+        ({"runs": [{"choice": "base", "opts": {}}]}, "two runs would go to the folder base-seed1"),
+    ],
+)
+def test_bad_plans(plan, change, message):
+    plan.write_text(yaml.safe_dump({**PLAN, **change}))
+    with pytest.raises(ValueError, match=message):
+        read_plan(plan)
+
+
+def test_a_plan_that_is_no_yaml(plan):
+    plan.write_text("runs: [")
+    with pytest.raises(ValueError, match="is no YAML"):
+        read_plan(plan)
+
+
+def test_runs_and_their_table(plan, tmp_path):
+    """Base: 100 * 0.1 + 1 = 11 and + 3 = 13, mean 12, spread 2; higher rate: 20 + 1 = 21, + 9."""
+    runs = run_all(plan, tmp_path)
+    table = compare(runs, tmp_path / "out").set_index("choice")
+    assert table.index.tolist() == ["higher rate", "base", "too high"]
+    assert table.loc["base", ["seeds", "AP", "AP50", "spread", "change"]].tolist() == [
+        2,
+        6,
+        12,
+        2,
+        0,
+    ]
+    assert table.loc["higher rate", ["seeds", "AP50", "change"]].tolist() == [1, 21, 9]
+    assert table.loc["too high", "seeds"] == 0
+    assert table.loc["too high", ["AP50", "change"]].isna().all()
+    assert table.AP75.isna().all() and table.spread.isna()["higher rate"]
+    console = (tmp_path / "out" / "base-seed1" / "console.txt").read_text()
+    assert "calls ['--config-file', 'recipe.yaml']" in console
+
+
+def test_what_is_done_is_not_done_again(plan, tmp_path):
+    """A second time only the run that failed is made; one that lost its end is made anew."""
+    run_all(plan, tmp_path)
+    done = tmp_path / "out" / "higher_rate-seed1" / "console.txt"
+    before = done.stat().st_mtime_ns
+    failed = tmp_path / "out" / "too_high-seed7" / "console.txt"
+    failed.unlink()
+    run_all(plan, tmp_path)
+    assert done.stat().st_mtime_ns == before
+    assert failed.read_text().strip() == "diverged"
+
+
+def test_a_folder_of_other_options(plan, tmp_path):
+    run_all(plan, tmp_path)
+    plan.write_text(yaml.safe_dump({**PLAN, "opts": {"BASE_LR": 0.1, "BATCH": 8}}))
+    with pytest.raises(ValueError, match="base-seed1 holds a run with other options"):
+        run_all(plan, tmp_path)
+
+
+def test_metrics_of_a_run_without_results(tmp_path):
+    assert read_metrics(tmp_path) == {}
+    folder = tmp_path / "inference" / "val"
+    folder.mkdir(parents=True)
+    content = {"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 3.0, "APs": 4.0}}
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    assert read_metrics(tmp_path) == {"AP": 1.0, "AP50": 2.0, "AP75": 3.0}

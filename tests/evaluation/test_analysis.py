@@ -1,0 +1,424 @@
+"""What lies behind an AP: by hand, against plain loops and against pycocotools."""
+
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+
+from fcos_d2.evaluation import coco_table
+from fcos_d2.evaluation.analysis import (
+    ERROR_TYPES,
+    calibration,
+    confusion_matrix,
+    error_breakdown,
+    ground_truth,
+    match_detections,
+    precision_recall,
+    rank_images,
+)
+from fcos_d2.evaluation.analysis.errors import average_precision
+
+CLASSES = ["cat", "dog", "fox"]
+
+
+def make_record(image_id, objects):
+    """Objects are (class, [x, y, w, h]) or (class, box, flags)."""
+    annotations = [
+        {
+            "bbox": box,
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": category,
+            "iscrowd": 0,
+            **(flags[0] if flags else {}),
+        }
+        for category, box, *flags in objects
+    ]
+    return {"image_id": image_id, "height": 200, "width": 200, "annotations": annotations}
+
+
+def make_prediction(image_id, category, box, score):
+    return {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+
+
+@pytest.fixture(scope="module")
+def random_data():
+    """30 images with up to 6 objects, some ignored, and detections near them and elsewhere.
+
+    Scores have two digits, so that many are equal; some boxes stick out of the image.
+    """
+    rng = np.random.default_rng(0)
+    records, predictions = [], []
+    for image_id in range(100, 130):
+        objects = []
+        for _ in range(rng.integers(0, 7)):
+            box = [*rng.uniform(-20, 150, 2), *rng.uniform(5, 120, 2)]
+            flag = rng.choice(["", "", "", "difficult", "iscrowd"])
+            objects.append((int(rng.integers(3)), box, {flag: 1} if flag else {}))
+            for _ in range(rng.integers(0, 4)):
+                moved = np.array(box) + rng.normal(0, 8, 4) * [1, 1, 0.5, 0.5]
+                moved[2:] = moved[2:].clip(3)
+                category = objects[-1][0] if rng.random() < 0.7 else int(rng.integers(3))
+                score = round(float(rng.random()), 2)
+                predictions.append(make_prediction(image_id, category, moved.tolist(), score))
+        for _ in range(rng.integers(0, 3)):
+            box = [*rng.uniform(0, 150, 2), *rng.uniform(5, 60, 2)]
+            score = round(float(rng.random()), 2)
+            predictions.append(make_prediction(image_id, int(rng.integers(3)), box, score))
+        records.append(make_record(image_id, objects))
+    return records, predictions, CLASSES
+
+
+def plain_iou(a, b, crowd):
+    """IoU of two XYWH boxes; with a crowd, the share of ``a`` in it."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / (a[2] * a[3] if crowd else a[2] * a[3] + b[2] * b[3] - both)
+
+
+def plain_match(records, predictions, threshold):
+    """One detection after the other, best first: {its number: (object's index, IoU, outcome)}."""
+    order = {record["image_id"]: i for i, record in enumerate(records)}
+    numbers = sorted(
+        range(len(predictions)),
+        key=lambda n: (-predictions[n]["score"], order[predictions[n]["image_id"]], n),
+    )
+    taken, result = set(), {}
+    for number in numbers:
+        found = predictions[number]
+        objects = records[order[found["image_id"]]]["annotations"]
+        choice = (-1, 0.0, "fp")
+        for want_ignored in (False, True):
+            best = threshold
+            for index, item in enumerate(objects):
+                crowd = bool(item.get("iscrowd"))
+                ignored = crowd or bool(item.get("difficult"))
+                if item["category_id"] != found["category_id"] or ignored != want_ignored:
+                    continue
+                if (found["image_id"], index) in taken and not crowd:
+                    continue
+                iou = plain_iou(found["bbox"], item["bbox"], crowd)
+                if iou >= best:
+                    best, choice = iou, (index, iou, "ignored" if ignored else "tp")
+            if choice[0] >= 0:
+                break
+        taken.add((found["image_id"], choice[0]))
+        result[number] = choice
+    return numbers, result
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.75])
+def test_against_plain_loops(random_data, threshold):
+    records, predictions, names = random_data
+    numbers, expected = plain_match(records, predictions, threshold)
+    table = match_detections(records, predictions, names, iou_thresh=threshold)
+    assert table["score"].tolist() == [predictions[n]["score"] for n in numbers]
+    assert table["truth"].tolist() == [expected[n][0] for n in numbers]
+    assert table["outcome"].tolist() == [expected[n][2] for n in numbers]
+    np.testing.assert_allclose(table["iou"], [expected[n][1] for n in numbers], atol=1e-12)
+    assert set(table["outcome"]) == {"tp", "fp", "ignored"}
+
+
+def test_an_ignored_object_takes_only_what_no_other_does():
+    """IoU: 0.8 with the difficult one (8 of 10 rows), 0.6 with the real one (6 of 10): the real."""
+    record = make_record("a", [(0, [0, 0, 10, 8], {"difficult": 1}), (0, [0, 0, 10, 6])])
+    found = [make_prediction("a", 0, [0, 0, 10, 10], score) for score in (0.9, 0.8, 0.7)]
+    table = match_detections([record], found, CLASSES)
+    assert table["outcome"].tolist() == ["tp", "ignored", "fp"]
+    assert table["truth"].tolist() == [1, 0, -1]
+    assert table["iou"].tolist() == pytest.approx([0.6, 0.8, 0])
+
+
+def test_a_crowd_takes_any_number():
+    record = make_record("a", [(0, [0, 0, 100, 100], {"iscrowd": 1})])
+    found = [make_prediction("a", 0, [10 * i, 0, 5, 5], 0.5) for i in range(3)]
+    assert match_detections([record], found, CLASSES)["outcome"].tolist() == ["ignored"] * 3
+
+
+def test_only_the_best_100_of_an_image_and_class_count():
+    found = [make_prediction("a", k, [i, 0, 5, 5], 0.9) for k in (0, 1) for i in range(101)]
+    table = match_detections([make_record("a", [])], found, CLASSES)
+    assert table["outcome"].value_counts().to_dict() == {"fp": 200, "ignored": 2}
+
+
+def test_objects():
+    """Areas: 32^2 = 1024 is medium, just less small; 96^2 = 9216 large."""
+    boxes = [[0, 0, 32, 31.9], [0, 0, 32, 32], [0, 0, 96, 96]]
+    objects = [(0, boxes[0]), (1, boxes[1], {"difficult": 1}), (2, boxes[2], {"iscrowd": 1})]
+    table = ground_truth([make_record("a", []), make_record("b", objects)], CLASSES)
+    assert table["size"].tolist() == ["small", "medium", "large"]
+    assert table["ignored"].tolist() == [False, True, True]
+    assert table["area"].tolist() == pytest.approx([1020.8, 1024, 9216])
+    assert table["index"].tolist() == [0, 1, 2] and set(table["image_id"]) == {"b"}
+
+
+def test_nothing_to_match():
+    for records in ([], [make_record("a", [])], [make_record("a", [(0, [0, 0, 5, 5])])]):
+        table = match_detections(records, [], CLASSES)
+        assert len(table) == 0
+        assert {"image_id", "score", "truth", "iou", "outcome"} <= set(table.columns)
+    found = [make_prediction("a", 0, [0, 0, 5, 5], 0.5)]
+    assert match_detections([make_record("a", [])], found, CLASSES)["outcome"].tolist() == ["fp"]
+
+
+def test_what_does_not_fit_together():
+    found = [make_prediction("b", 0, [0, 0, 5, 5], 0.5)]
+    with pytest.raises(ValueError, match="image 'b', which is not among"):
+        match_detections([make_record("a", [])], found, CLASSES)
+    with pytest.raises(ValueError, match="object 1 of image 'a' has class id 7"):
+        ground_truth([make_record("a", [(7, [0, 0, 5, 5])])], CLASSES)
+
+
+BOX, OTHER = [0, 0, 50, 50], [100, 100, 50, 50]
+
+
+def test_a_curve_by_hand():
+    """Right, wrong, right of 2 cats: F1 is 2 / 3, 1 / 2 and 2 * 2 / (3 + 2) = 0.8, at score 0.7."""
+    record = make_record("a", [(0, BOX), (0, OTHER)])
+    found = [(BOX, 0.9), ([0, 100, 9, 9], 0.8), (OTHER, 0.7)]
+    curves = precision_recall([record], [make_prediction("a", 0, *x) for x in found], CLASSES)
+    cat, dog, _ = curves
+    assert cat.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
+    assert cat.recall.tolist() == [0.5, 0.5, 1]
+    assert (cat.best_f1, cat.best_threshold) == (pytest.approx(0.8), 0.7)
+    assert dog.num_ground_truth == 0 and len(dog.score) == 0
+    assert np.isnan(dog.best_f1) and np.isnan(dog.best_threshold)
+
+
+def test_a_threshold_keeps_equal_scores_together():
+    """Right 0.9, wrong 0.9: no threshold keeps the first alone; F1 is 2 / (2 + 1) = 2 / 3."""
+    found = [make_prediction("a", 0, box, 0.9) for box in (BOX, OTHER)]
+    cat = precision_recall([make_record("a", [(0, BOX)])], found, CLASSES)[0]
+    assert (cat.best_f1, cat.best_threshold) == (pytest.approx(2 / 3), 0.9)
+
+
+def test_curves_against_pycocotools(random_data):
+    """AP50 of each class is the mean of the curve's highest precision at 101 recalls."""
+    records, predictions, names = random_data
+    curves = precision_recall(records, predictions, names)
+    _, rows = coco_table(records, predictions, names)
+    for curve, row in zip(curves, rows, strict=True):
+        points = [
+            max(curve.precision[curve.recall >= recall - 1e-9], default=0)
+            for recall in np.linspace(0, 1, 101)
+        ]
+        assert 100 * np.mean(points) == pytest.approx(row["AP50"], abs=1e-9)
+        assert row["AP50"] > 5
+
+
+def test_confusion_by_hand():
+    """A cat found as dog; a dog as itself, though a fox fits as well; a fox missed; background."""
+    objects = [(0, BOX), (1, OTHER), (2, [100, 100, 50, 49]), (2, [0, 150, 9, 9], {"difficult": 1})]
+    found = [
+        (1, BOX, 0.9),
+        (1, [100, 100, 50, 49], 0.8),
+        (0, [150, 0, 20, 20], 0.7),
+        (0, [0, 150, 9, 9], 0.6),  # on the difficult one: not counted
+        (2, OTHER, 0.1),  # below the threshold
+    ]
+    record = make_record("a", objects)
+    predictions = [make_prediction("a", *x) for x in found]
+    matrix = confusion_matrix([record], predictions, CLASSES, score_thresh=0.5)
+    assert matrix.tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
+
+
+def test_sums_of_the_confusion(random_data):
+    """Rows sum to the objects that are not ignored, columns to the detections but ignored ones."""
+    records, predictions, names = random_data
+    matrix = confusion_matrix(records, predictions, names, score_thresh=0.3)
+    real = [
+        x for r in records for x in r["annotations"] if not x["iscrowd"] + x.get("difficult", 0)
+    ]
+    counts = np.bincount([x["category_id"] for x in real], minlength=3)
+    assert matrix[:3].sum(1).tolist() == counts.tolist()
+    kept = sum(x["score"] >= 0.3 for x in predictions)
+    assert 0 < matrix[:, :3].sum() <= kept
+    assert matrix[3, 3] == 0 and np.trace(matrix) > 10
+
+
+def test_calibration_by_hand():
+    """Bins of a half: 0.2 wrong, 0.4 right; 0.9 right: gaps 0.5 - 0.3 and 1 - 0.9.
+
+    ECE = (2 * 0.2 + 1 * 0.1) / 3.
+    """
+    record = make_record("a", [(0, BOX), (0, OTHER)])
+    found = [(BOX, 0.9), ([0, 100, 9, 9], 0.2), (OTHER, 0.4)]
+    predictions = [make_prediction("a", 0, *x) for x in found]
+    table, ece = calibration([record], predictions, CLASSES, bins=2)
+    assert table["count"].tolist() == [2, 1]
+    assert table["mean_score"].tolist() == pytest.approx([0.3, 0.9])
+    assert table["precision"].tolist() == [0.5, 1]
+    assert ece == pytest.approx(0.5 / 3)
+
+
+def test_bins_hold_their_lower_end(random_data):
+    """Scores have two digits: 0.5 and 1 are among them."""
+    records, predictions, names = random_data
+    predictions = [{**x, "score": s} for x, s in zip(predictions, (0.5, 1.0, 0.0), strict=False)]
+    table = calibration(records, predictions, names, bins=2).table
+    assert (
+        table["count"].sum()
+        == (match_detections(records, predictions, names)["outcome"] != "ignored").sum()
+    )
+    with pytest.raises(ValueError, match="scores go from 0.0 to 1.5"):
+        calibration(records, [{**predictions[0], "score": s} for s in (0.0, 1.5)], names)
+    with pytest.raises(ValueError, match="bins is 0"):
+        calibration(records, predictions, names, bins=0)
+
+
+def test_images_worst_first():
+    """c finds nothing of one; b one of two, F1 2 / 3; a has nothing to find; d is right."""
+    records = [
+        make_record("a", []),
+        make_record("b", [(0, BOX), (0, OTHER)]),
+        make_record("c", [(0, BOX)]),
+        make_record("d", [(0, BOX), (1, OTHER, {"difficult": 1})]),
+    ]
+    found = [("b", 0, BOX, 0.9), ("c", 0, OTHER, 0.9), ("d", 0, BOX, 0.6), ("d", 1, OTHER, 0.6)]
+    found.append(("d", 2, OTHER, 0.1))  # below the threshold
+    predictions = [make_prediction(*x) for x in found]
+    table = rank_images(records, predictions, CLASSES, score_thresh=0.5)
+    assert table["image_id"].tolist() == ["c", "b", "a", "d"]
+    assert table["f1"].tolist() == pytest.approx([0, 2 / 3, 1, 1])
+    assert table[["tp", "fp", "fn"]].to_numpy().tolist() == [
+        [0, 1, 1],
+        [1, 0, 1],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
+
+
+def test_nothing_at_all():
+    records = [make_record("a", [])]
+    assert [x.num_ground_truth for x in precision_recall(records, [], CLASSES)] == [0, 0, 0]
+    assert confusion_matrix(records, [], CLASSES, score_thresh=0.5).sum() == 0
+    table, ece = calibration(records, [], CLASSES)
+    assert len(table) == 10 and np.isnan(ece)
+    assert rank_images(records, [], CLASSES, score_thresh=0.5)["f1"].tolist() == [1]
+    found = make_record("b", [(0, BOX)])
+    assert precision_recall([found], [], CLASSES)[0].best_f1 == 0
+
+
+BOX = [0, 0, 100, 100]
+# What is found where a cat is at BOX (a dog is far away), and the error that it is.
+CASES = {
+    "classification": (1, [0, 0, 100, 90]),  # IoU 0.9, but a dog
+    "localisation": (0, [0, 0, 100, 30]),  # IoU 0.3
+    "both": (1, [0, 0, 100, 30]),
+    "background": (0, [0, 0, 100, 9]),  # IoU 0.09
+}
+
+
+def breakdown(objects, found):
+    record = make_record("a", objects)
+    return error_breakdown([record], [make_prediction("a", *x) for x in found], CLASSES)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_one_error(kind):
+    """The dog is found, the cat is not: AP50 is the mean of 0 and 100 (a cat found too late: 0).
+
+    Mending a wrong class or box finds the cat: both 100, a gain of 50. Without "both" or
+    "background" the cat stays missed. In those two cases it counts as missed, and mending that
+    leaves no cats: their AP stays 0.
+    """
+    dog = (1, [150, 150, 40, 40])
+    result = breakdown([(0, BOX), dog], [(*CASES[kind], 0.5), (*dog, 0.9)])
+    assert result.AP50 == pytest.approx(50)
+    corrects = kind in ("classification", "localisation")
+    assert result.dap.loc[kind, "dAP"] == pytest.approx(50 if corrects else 0)
+    assert result.dap.loc["missed", "dAP"] == 0
+    expected = dict.fromkeys(ERROR_TYPES, 0) | {kind: 1, "missed": 0 if corrects else 1}
+    assert result.counts.sum().to_dict() == expected
+    assert result.counts.loc["dog" if CASES[kind][0] else "cat", kind] == 1
+    size = "small" if kind == "background" and 100 * 9 < 32**2 else "large"
+    assert result.by_size.loc[size, kind] == 1
+
+
+def test_a_duplicate():
+    """Right 0.9, twice 0.8, right 0.7 of two cats: precision 1 to recall 0.5, then 2 / 3.
+
+    51 of the 101 recalls are at most 0.5: AP = (51 + 50 * 2 / 3) / 101 = 0.8350. Without the
+    duplicate 1.
+    """
+    other = [150, 150, 40, 40]
+    found = [(0, BOX, 0.9), (0, [0, 0, 100, 95], 0.8), (0, other, 0.7)]
+    result = breakdown([(0, BOX), (0, other)], found)
+    assert result.AP50 == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
+    gain = 100 - result.AP50
+    assert result.dap["dAP"].to_dict() == pytest.approx(
+        dict.fromkeys(ERROR_TYPES, 0)
+        | {"duplicate": gain, "false positives": gain, "false negatives": 0}
+    )
+
+
+def test_missed_objects():
+    """One of two cats is found: AP50 is 51 / 101 (the recalls up to 0.5); of one cat it is 1."""
+    result = breakdown([(0, BOX), (0, [150, 150, 40, 40])], [(0, BOX, 0.9)])
+    assert result.AP50 == pytest.approx(100 * 51 / 101)
+    for kind in ("missed", "false negatives"):
+        assert result.dap.loc[kind, "dAP"] == pytest.approx(100 * 50 / 101)
+    assert result.by_size.loc["medium", "missed"] == 1
+
+
+def test_a_corrected_detection_whose_object_is_taken_is_removed():
+    """The first box is poor and the second right: mending leaves one right detection, AP 100."""
+    result = breakdown([(0, BOX)], [(0, [0, 0, 100, 30], 0.9), (0, BOX, 0.8)])
+    assert result.AP50 == pytest.approx(50)  # precision 1 / 2 at every recall
+    assert result.dap.loc["localisation", "dAP"] == pytest.approx(50)
+
+
+def test_of_two_that_point_at_an_object_the_better_is_corrected():
+    """Corrected both, the second would be a duplicate: removed, AP is 100."""
+    found = [(0, [0, 0, 100, 30], 0.9), (0, [0, 0, 100, 20], 0.8)]
+    result = breakdown([(0, BOX)], found)
+    assert result.AP50 == 0
+    assert result.dap.loc["localisation", "dAP"] == pytest.approx(100)
+    assert result.counts.loc["cat", "missed"] == 0
+
+
+def test_ignored_objects_make_no_errors():
+    """What takes a difficult cat is no error; what takes it a second time is background."""
+    difficult = (0, BOX, {"difficult": 1})
+    result = breakdown([difficult, (1, [150, 150, 40, 40])], [(0, BOX, 0.9)])
+    assert result.counts.sum().to_dict() == dict.fromkeys(ERROR_TYPES, 0) | {"missed": 1}
+    twice = breakdown([difficult], [(0, BOX, 0.9), (0, BOX, 0.8)])
+    assert twice.counts.loc["cat"].to_dict() == dict.fromkeys(ERROR_TYPES, 0) | {"background": 1}
+
+
+def test_random_data_against_pycocotools(random_data):
+    """AP50 is COCO's; so is what a mended set of predictions gives: all wrong ones left out."""
+    records, predictions, names = random_data
+    result = error_breakdown(records, predictions, names)
+    table, _ = coco_table(records, predictions, names)
+    assert result.AP50 == pytest.approx(table["AP50"], abs=1e-9)
+    matches = match_detections(records, predictions, names)
+    wrong = int((matches["outcome"] == "fp").sum())
+    assert result.counts.drop(columns="missed").to_numpy().sum() == wrong > 20
+    np.testing.assert_array_equal(result.by_size.sum(), result.counts.sum())
+    right = matches[matches["outcome"] == "tp"]
+    kept = [
+        make_prediction(x.image_id, x.category_id, [x.x, x.y, x.w, x.h], x.score)
+        for x in right.itertuples()
+    ]
+    table, _ = coco_table(records, kept, names)
+    gain = result.dap.loc["false positives", "dAP"]
+    assert result.AP50 + gain == pytest.approx(table["AP50"], abs=1e-9)
+    assert (result.dap["dAP"] > -1e-9).all() and (result.counts.sum() > 0).all()
+
+
+def test_no_errors_at_all():
+    empty = error_breakdown([make_record("a", [])], [], CLASSES)
+    assert np.isnan(empty.AP50) and empty.counts.to_numpy().sum() == 0
+    nothing_found = error_breakdown([make_record("a", [(0, BOX)])], [], CLASSES)
+    assert nothing_found.AP50 == 0 and nothing_found.counts.loc["cat", "missed"] == 1
+
+
+def test_bad_thresholds():
+    with pytest.raises(ValueError, match="background_iou 0.6 and foreground_iou 0.5"):
+        error_breakdown([], [], CLASSES, background_iou=0.6)
+
+
+def test_average_precision_by_hand():
+    """Right, wrong, right of 2: precision 1 up to recall 0.5, then 2 / 3."""
+    value = average_precision(np.array([True, False, True]), 2)
+    assert value == pytest.approx((51 + 50 * 2 / 3) / 101)
