@@ -80,6 +80,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("fcos_d2", "fcos_d2.*")),
+    package_data={"fcos_d2.visualization.report": ["*.j2"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from fcos_d2.engine import Trainer, evaluate, launch, setup
 from fcos_d2.visualization import plot_run
+from fcos_d2.visualization.report import write_report
 
 
 def main(args):
@@ -29,12 +30,14 @@ def main(args):
 
 
 def draw(output_dir):
-    """Draw the run's pictures; what goes wrong here is logged and takes no result away."""
-    try:
-        for path in plot_run(output_dir):
-            print(f"Wrote {path}")
-    except Exception:
-        logging.getLogger("fcos_d2").exception("The pictures of %s can't be drawn:", output_dir)
+    """Draw the run's pictures and write its report; what goes wrong takes no result away."""
+    for what, make in (("pictures", plot_run), ("report", lambda path: [write_report(path)])):
+        try:
+            for path in make(output_dir):
+                print(f"Wrote {path}")
+        except Exception:
+            logger = logging.getLogger("fcos_d2")
+            logger.exception("The %s of %s can't be made:", what, output_dir)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ..environment import describe_environment
 from ..modeling.optimize import optimize_for_inference
 from .agreement import check_detections
-from .environment import describe_environment
 from .growth import measure_growth
 from .inputs import Case
 from .loader import loader_entries

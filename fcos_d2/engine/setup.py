@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 from logging.handlers import MemoryHandler
 
 import torch
@@ -14,6 +15,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys
 from ..config import add_fcos_config
 from ..data import class_names, load_records, register_source
+from ..visualization.report.provenance import record_command
 from .checks import check_training, set_num_classes
 from .hooks import check_hooks
 from .lazy import merge_config, split_overrides
@@ -78,6 +80,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
         cfg = _build_cfg(args)
         default_setup(cfg, args)
         _log_to_file(package_logger, early, cfg.OUTPUT_DIR)
+        if comm.is_main_process():
+            record_command(cfg.OUTPUT_DIR, sys.argv, cfg.MODEL.DEVICE)
     finally:
         package_logger.removeHandler(early)
     return cfg

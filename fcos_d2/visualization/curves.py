@@ -13,7 +13,8 @@ from ..files import atomic_path
 
 logger = logging.getLogger(__name__)
 
-_COLORS = ("#22303c", "#d1495b", "#00798c", "#edae49", "#66a182", "#7768ae", "#8d6b4f", "#2e86de")
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+_COLORS = ("#22303c", "#d55e00", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8d6b4f")
 _GREY = "#5f6b76"
 _MEASURES = (("bbox/AP", "AP"), ("bbox/AP50", "AP50"), ("voc/AP50_area", "VOC AP50 (area)"))
 
@@ -41,10 +42,10 @@ def plot_training_curves(metrics_json: str | os.PathLike, output_png: str | os.P
     figure = Figure(figsize=(13, 8), dpi=110, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(2, 2, sharex=True)
-    _draw_losses(axes[0, 0], history)
-    _draw_measures(axes[0, 1], history)
-    _draw_learning_rate(axes[1, 0], history)
-    _draw_matching(axes[1, 1], history)
+    draw_losses(axes[0, 0], history)
+    draw_measures(axes[0, 1], history)
+    draw_learning_rate(axes[1, 0], history)
+    draw_matching(axes[1, 1], history)
     for ax in axes[1]:
         ax.set_xlabel("iteration")
     with atomic_path(output_png) as temporary:
@@ -134,7 +135,8 @@ def _last(values: np.ndarray) -> float:
     return float(finite[-1]) if finite.size else float("nan")
 
 
-def _draw_losses(ax: Axes, history: Sequence[dict]) -> None:
+def draw_losses(ax: Axes, history: Sequence[dict]) -> None:
+    """Draw all losses over iterations, as written (thin) and smoothed."""
     _prepare(ax, "Losses")
     written = sorted({key for line in history for key in line if key.startswith("loss_")})
     for i, key in enumerate(["total_loss", *written]):
@@ -149,7 +151,7 @@ def _draw_losses(ax: Axes, history: Sequence[dict]) -> None:
     ax.legend(frameon=False, fontsize=9)
 
 
-def _draw_measures(ax: Axes, history: Sequence[dict]) -> None:
+def draw_measures(ax: Axes, history: Sequence[dict]) -> None:
     """AP over iterations; with several test sets Detectron2 puts the set's name before the key."""
     _prepare(ax, "Evaluation, %")
     keys = sorted({key for line in history for key in line})
@@ -171,7 +173,8 @@ def _draw_measures(ax: Axes, history: Sequence[dict]) -> None:
         _say_missing(ax, "no evaluation during training")
 
 
-def _draw_learning_rate(ax: Axes, history: Sequence[dict]) -> None:
+def draw_learning_rate(ax: Axes, history: Sequence[dict]) -> None:
+    """Draw the learning rate over iterations."""
     _prepare(ax, "Learning rate")
     iterations, values = _series(history, "lr")
     if not values.size:
@@ -183,7 +186,7 @@ def _draw_learning_rate(ax: Axes, history: Sequence[dict]) -> None:
     ax.set_ylim(bottom=0)
 
 
-def _draw_matching(ax: Axes, history: Sequence[dict]) -> None:
+def draw_matching(ax: Axes, history: Sequence[dict]) -> None:
     """Positive locations on the left axis, share of covered boxes on the right one."""
     _prepare(ax, "Matching")
     if not any("fcos/num_pos" in line for line in history):

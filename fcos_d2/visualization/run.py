@@ -58,7 +58,7 @@ def _draw_detections(output_dir: Path) -> list[Path]:
         slug = dataset_slug(name)
         picture = output_dir / (f"detections_{slug}.png" if pictures else "detections.png")
         try:
-            predictions, class_names = _read_results(output_dir / "inference" / slug)
+            predictions, class_names = read_results(output_dir / "inference" / slug)
             register_source(name, skip_bad_boxes=True)  # a picture is no place to refuse a box
             draw_detection_grid(load_records(name), predictions, class_names, picture)
         except (OSError, ValueError) as error:
@@ -84,24 +84,47 @@ def _test_sets(config_yaml: Path) -> list[str]:
     return names
 
 
-def _read_results(folder: Path) -> tuple[list[dict], list[str]]:
-    """Predictions with class ids from 0, as the records have them, and the names of the classes.
+def read_results(folder: Path) -> tuple[list[dict], list[str]]:
+    """Read the predictions that an evaluation left.
 
-    The file of results carries the category ids of the annotation file.
+    Args:
+        folder: with the evaluator's two files.
+
+    Returns:
+        predictions: with class ids from 0, as the records have them; the file carries the category
+            ids of the annotation file.
+        class_names: by class id.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is not what the evaluator writes.
     """
-    report, predictions = (_read_json(folder / name) for name in (TABLES_FILE, RESULTS_FILE))
-    contiguous = {category: k for k, category in enumerate(report["category_ids"])}
+    report, predictions = (read_json(folder / name) for name in (TABLES_FILE, RESULTS_FILE))
+    try:
+        contiguous = {category: k for k, category in enumerate(report["category_ids"])}
+        class_names = report["class_names"]
+        unknown = {prediction["category_id"] for prediction in predictions} - set(contiguous)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder} holds results of another form ({error!r}): evaluate again"
+        ) from error
+    if unknown:
+        raise ValueError(
+            f"{folder / RESULTS_FILE} has category id {min(unknown)}, which is not in "
+            f"{TABLES_FILE} beside it: evaluate again"
+        )
     for prediction in predictions:
-        if prediction["category_id"] not in contiguous:
-            raise ValueError(
-                f"{folder / RESULTS_FILE} has category id {prediction['category_id']}, which is "
-                f"not in {TABLES_FILE} beside it: evaluate again"
-            )
         prediction["category_id"] = contiguous[prediction["category_id"]]
-    return predictions, report["class_names"]
+    return predictions, class_names
 
 
-def _read_json(path: Path) -> dict | list:
+def read_json(path: Path) -> dict | list:
+    """Read a file of results.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -13,7 +13,7 @@ import detectron2
 import torch
 import torchvision
 
-from .. import __version__
+from . import __version__
 
 
 def describe_environment(device: str, peers: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _cpu_model() -> str:
 
 def _commit() -> str | None:
     """The commit of this checkout, with a + for changes since; None outside of one."""
-    folder = Path(__file__).resolve().parents[2]
+    folder = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

@@ -1,0 +1,286 @@
+"""The report's plots, as SVG that a page can hold.
+
+Each is an image of its own in a ``data:`` address: the identifiers inside the SVGs of several plots
+are the same, and inline in one document the one plot would take the clip paths of the other.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from ...evaluation.analysis import Calibration, PrecisionRecall
+from ..curves import draw_learning_rate, draw_losses, draw_matching, draw_measures
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
+SKY, PURPLE, BLACK, GREY = "#56b4e9", "#cc79a7", "#22303c", "#5f6b76"
+ERROR_COLORS = {
+    "classification": PURPLE,
+    "localisation": SKY,
+    "both": BLACK,
+    "duplicate": ORANGE,
+    "background": VERMILLION,
+    "missed": BLUE,
+}
+
+_RECALLS = np.linspace(0, 1, 101)
+_MAX_ANNOTATED = 24  # classes; a matrix of more has no room for numbers in its cells
+_STYLE = {
+    "font.size": 9,
+    "axes.edgecolor": "#b8c1c8",
+    "axes.labelcolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e8eb",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "text.color": BLACK,
+    "path.simplify_threshold": 0.5,
+    "svg.fonttype": "path",  # the same picture whatever fonts the reader has
+    "svg.hashsalt": "fcos_d2",  # the same file for the same numbers
+}
+
+
+class Picture(NamedTuple):
+    """An image for the page: its address, what it shows in words, and its size in CSS pixels."""
+
+    source: str
+    alt: str
+    width: int
+    height: int
+
+
+def training_curves(history: Sequence[dict]) -> list[tuple[str, Picture]]:
+    """Losses, evaluation, learning rate and matching over iterations, each with its title.
+
+    Args:
+        history: lines of metrics.json as :func:`fcos_d2.visualization.curves.read_metrics` has
+            them, at least one with ``total_loss``.
+    """
+    panels = (
+        ("Losses", draw_losses),
+        ("AP over iterations", draw_measures),
+        ("Learning rate", draw_learning_rate),
+        ("Matching", draw_matching),
+    )
+    last = history[-1]["iteration"]
+    pictures = []
+    with matplotlib.rc_context(_STYLE):
+        for title, draw in panels:
+            figure, ax = _figure(4.8, 3.2)
+            draw(ax, history)
+            ax.set_title("", loc="left")  # it is in the page's own text
+            ax.set_xlabel("iteration")
+            pictures.append((title, _picture(figure, f"{title}, up to iteration {last}.")))
+    return pictures
+
+
+def mean_precision_recall(curves: Sequence[PrecisionRecall]) -> Picture:
+    """All classes' curves in grey and their mean, of the classes that have objects."""
+    measured = [curve for curve in curves if curve.num_ground_truth]
+    levels = np.array([precision_at(curve, _RECALLS) for curve in measured]).reshape(-1, 101)
+    with matplotlib.rc_context(_STYLE):
+        figure, ax = _figure(4.8, 3.4)
+        ax.plot(_RECALLS, levels.T, color="#9aa5ae", linewidth=0.7, alpha=0.7)
+        if len(levels):
+            ax.plot(_RECALLS, levels.mean(0), color=BLUE, linewidth=2.5, label="mean of classes")
+            ax.legend(frameon=False, loc="lower left")
+        _unit_axes(ax, "recall", "precision")
+        alt = f"Precision over recall of {len(measured)} classes and their mean."
+        return _picture(figure, alt)
+
+
+def precision_recall(curve: PrecisionRecall) -> Picture:
+    """One class's curve, small, with a dot at the best F1."""
+    with matplotlib.rc_context({**_STYLE, "font.size": 7.5}):
+        # A layout that looks for room takes most of the time of a figure, and there may be eighty.
+        figure = Figure(figsize=(1.9, 1.5), facecolor="white")
+        ax = figure.add_axes((0.13, 0.13, 0.83, 0.84))
+        if curve.num_ground_truth:
+            precision = precision_at(curve, _RECALLS)
+            ax.fill_between(_RECALLS, precision, color=BLUE, alpha=0.15, linewidth=0)
+            ax.plot(_RECALLS, precision, color=BLUE, linewidth=1.4)
+            at = at_threshold(curve)
+            ax.plot(at[1], at[0], "o", color=VERMILLION, markersize=4)
+            words = f"best F1 {curve.best_f1:.2f} at precision {at[0]:.2f} and recall {at[1]:.2f}"
+            words = "no object is found" if np.isnan(at[0]) else words
+        else:
+            words = "no objects"
+            ax.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
+        _unit_axes(ax)
+        ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
+        ax.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
+        return _picture(figure, f"Precision over recall of {curve.class_name}: {words}.")
+
+
+def precision_at(curve: PrecisionRecall, recalls: np.ndarray) -> np.ndarray:
+    """The highest precision at a recall of at least each of ``recalls``; 0 beyond the last."""
+    if not len(curve.recall):
+        return np.zeros(len(recalls))
+    best = np.maximum.accumulate(curve.precision[::-1])[::-1]
+    first = np.searchsorted(curve.recall, recalls - 1e-9)
+    return np.where(first < len(best), best[np.minimum(first, len(best) - 1)], 0.0)
+
+
+def at_threshold(curve: PrecisionRecall) -> tuple[float, float]:
+    """Precision and recall of the predictions that reach the threshold of best F1."""
+    count = int(np.sum(curve.score >= curve.best_threshold))  # of nan it is 0
+    if not count:
+        return float("nan"), float("nan")
+    return float(curve.precision[count - 1]), float(curve.recall[count - 1])
+
+
+def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
+    """Heat map of a confusion matrix, each row in percent of its sum.
+
+    Args:
+        matrix: (K+1, K+1) counts, rows truth and columns prediction; background is the last row,
+            "missed" the last column.
+        class_names: names of the K classes.
+    """
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    annotated = len(class_names) <= _MAX_ANNOTATED
+    side = len(matrix) * (0.32 if annotated else 0.098)
+    with matplotlib.rc_context({**_STYLE, "font.size": 8 if annotated else 5.5}):
+        figure, ax = _figure(max(side + 1.7, 4.4), max(side + 1.1, 3.4))
+        image = ax.imshow(shares, cmap=_shades(), vmin=0, vmax=100, interpolation="nearest")
+        ticks = range(len(matrix))
+        ax.set_xticks(ticks, [*map(_short, class_names), "missed"], rotation=90)
+        ax.set_yticks(ticks, [*map(_short, class_names), "background"])
+        ax.set_xlabel("predicted as")
+        ax.set_ylabel("truth")
+        ax.spines[:].set_visible(True)
+        ax.tick_params(length=0)
+        for edge in (ax.axhline, ax.axvline):
+            edge(len(matrix) - 1.5, color=BLACK, linewidth=0.8)
+        if annotated:
+            _annotate(ax, matrix, shares)
+        bar = figure.colorbar(image, ax=ax, shrink=0.6, pad=0.02, aspect=30)
+        bar.set_label("% of the row")
+        bar.outline.set_visible(False)
+        alt = f"Confusion matrix of {len(class_names)} classes and background; see the table."
+        return _picture(figure, alt)
+
+
+def _shades() -> ListedColormap:
+    """Viridis from white: of a matrix of eighty classes the many small numbers stay in the back."""
+    place = np.linspace(0, 1, 256)
+    colors = matplotlib.colormaps["viridis_r"](place)[:, :3]
+    strength = np.minimum(place / 0.3, 1)[:, None] ** 0.6
+    return ListedColormap(strength * colors + 1 - strength)
+
+
+def _annotate(ax: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
+    for row, column in np.argwhere(matrix > 0):
+        share = shares[row, column]
+        text = f"{share:.0f}" if share >= 0.5 else "·"
+        color = "white" if share > 50 else "black"
+        ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
+
+
+def errors(dap: pd.DataFrame) -> Picture:
+    """Bars of the AP50 that an oracle for each kind of error would give.
+
+    Args:
+        dap: column ``dAP`` in percent points, one row a kind of error.
+    """
+    values = dap["dAP"].to_numpy(dtype=float)
+    colors = [ERROR_COLORS.get(name, "#9aa5ae") for name in dap.index]
+    with matplotlib.rc_context(_STYLE):
+        figure, ax = _figure(4.8, 0.34 * len(values) + 0.6)
+        bars = ax.barh(range(len(values)), values, color=colors, height=0.7)
+        ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=BLACK)
+        ax.set_yticks(range(len(values)), dap.index)
+        ax.invert_yaxis()
+        ax.set_xlabel("dAP50, percent points")
+        ax.set_xlim(0, 1.15 * max(float(np.nanmax(values)), 1.0))
+        ax.grid(axis="x")
+        ax.tick_params(axis="y", length=0, labelcolor=BLACK)
+        words = ", ".join(f"{n} {v:.1f}" for n, v in zip(dap.index, values, strict=True))
+        return _picture(figure, f"AP50 lost to each kind of error, percent points: {words}.")
+
+
+def reliability(calibration: Calibration) -> Picture:
+    """Precision over score in bins, and the number of predictions in each, logarithmic."""
+    table = calibration.table
+    centers = (table["low"] + table["high"]).to_numpy(dtype=float) / 2
+    widths = (table["high"] - table["low"]).to_numpy(dtype=float)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(4.8, 4.2), layout="constrained", facecolor="white")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
+        upper.bar(centers, table["precision"], 0.92 * widths, color=SKY, label="precision")
+        mean = (table["mean_score"], table["precision"])
+        upper.plot(*mean, "o", color=VERMILLION, markersize=4, label="at the bin's mean score")
+        upper.legend(frameon=False, loc="upper left", fontsize=8)
+        _unit_axes(upper, "", "precision")
+        lower.bar(centers, table["count"], 0.92 * widths, color=GREY)
+        lower.set_yscale("symlog", linthresh=1)
+        lower.set_ylim(bottom=0)
+        lower.set_xlabel("score")
+        lower.set_ylabel("predictions")
+        lower.grid(axis="y")
+        alt = f"Reliability diagram; expected calibration error {calibration.ece:.3f}."
+        return _picture(figure, alt)
+
+
+def positives_per_object(objects: pd.DataFrame) -> Picture:
+    """How many objects have how many positive locations, stacked by size.
+
+    Args:
+        objects: one row an object, with ``size`` and ``positives``.
+    """
+    largest = max(int(objects["positives"].max()) if len(objects) else 0, 1)
+    edges = [0, 1, *(2**k for k in range(1, largest.bit_length() + 1))]
+    labels = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in pairwise(edges)]
+    with matplotlib.rc_context(_STYLE):
+        figure, ax = _figure(4.8, 2.6)
+        bottom = np.zeros(len(labels))
+        sizes = (("small", VERMILLION), ("medium", ORANGE), ("large", BLUE))
+        for size, color in sizes:
+            positives = objects.loc[objects["size"] == size, "positives"]
+            counts = np.histogram(positives, bins=edges[:-1] + [np.inf])[0]
+            ax.bar(labels, counts, bottom=bottom, color=color, width=0.8, label=size)
+            bottom += counts
+        ax.set_xlabel("positive locations of an object")
+        ax.set_ylabel("objects")
+        ax.grid(axis="y")
+        ax.legend(frameon=False)
+        none = int((objects["positives"] == 0).sum())
+        alt = f"Objects by their number of positive locations; {none} of {len(objects)} have none."
+        return _picture(figure, alt)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return figure, figure.subplots()
+
+
+def _unit_axes(ax: Axes, x: str = "", y: str = "") -> None:
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.grid()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"
+
+
+def _picture(figure: Figure, alt: str) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    width, height = figure.get_size_inches() * 96
+    return Picture(source, alt, round(width), round(height))

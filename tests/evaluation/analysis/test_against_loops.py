@@ -1,0 +1,341 @@
+"""Every analysis against plain Python loops, and each mended error through pycocotools."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from detectron2.structures import BoxMode
+
+from fcos_d2.evaluation import coco_table
+from fcos_d2.evaluation.analysis import (
+    ERROR_TYPES,
+    calibration,
+    confusion_matrix,
+    error_breakdown,
+    ground_truth,
+    match_detections,
+    precision_recall,
+    rank_images,
+)
+
+CLASSES = ["cat", "dog", "fox"]
+
+
+def make_data(seed):
+    """25 images of up to 6 objects, a quarter of them ignored, and detections near them or not.
+
+    Scores differ, so that "better" is never a matter of order; boxes stick out of the image.
+    """
+    rng = np.random.default_rng(seed)
+    records, predictions = [], []
+    for number in range(25):
+        annotations = []
+        for _ in range(rng.integers(0, 7)):
+            box = np.array([*rng.uniform(-20, 150, 2), *rng.uniform(10, 120, 2)])
+            category, flag = int(rng.integers(3)), rng.random()
+            annotations.append(
+                {
+                    "bbox": box.tolist(),
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": category,
+                    "difficult": int(flag < 0.15),
+                    "iscrowd": int(0.15 <= flag < 0.25),
+                }
+            )
+            for _ in range(rng.integers(0, 5)):
+                moved = box + rng.normal(0, 10, 4) * [1, 1, 0.5, 0.5]
+                moved[2:] = moved[2:].clip(3)
+                other = category if rng.random() < 0.6 else int(rng.integers(3))
+                predictions.append((f"{number}", other, moved.tolist()))
+        box = [*rng.uniform(0, 150, 2).tolist(), *rng.uniform(5, 60, 2).tolist()]
+        predictions.append((f"{number}", int(rng.integers(3)), box))
+        image = {"image_id": f"{number}", "height": 200, "width": 200}
+        records.append({**image, "annotations": annotations})
+    scores = rng.permutation(len(predictions)) / len(predictions)
+    keys = ("image_id", "category_id", "bbox", "score")
+    rows = zip(predictions, scores.tolist(), strict=True)
+    return records, [dict(zip(keys, (*row, score), strict=True)) for row, score in rows]
+
+
+def is_real(item):
+    return not (item["difficult"] or item["iscrowd"])
+
+
+def plain_iou(a, b, crowd=False):
+    """IoU of two XYWH boxes; with a crowd, the share of ``a`` in it."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / (a[2] * a[3] if crowd else a[2] * a[3] + b[2] * b[3] - both)
+
+
+def objects_of(records, image_id):
+    return next(x["annotations"] for x in records if x["image_id"] == image_id)
+
+
+def plain_match(records, predictions):
+    """{prediction's number: (object's index or -1, outcome)} at IoU 0.5, best score first."""
+    taken, result = set(), {}
+    for n in sorted(range(len(predictions)), key=lambda n: -predictions[n]["score"]):
+        found = predictions[n]
+        best, choice = (False, 0.5), (-1, "fp")
+        for i, item in enumerate(objects_of(records, found["image_id"])):
+            crowd = bool(item["iscrowd"])
+            free = crowd or (found["image_id"], i) not in taken
+            iou = plain_iou(found["bbox"], item["bbox"], crowd)
+            if found["category_id"] != item["category_id"] or not free or iou < 0.5:
+                continue
+            if (is_real(item), iou) >= best:  # a real object goes before any ignored one
+                best = (is_real(item), iou)
+                choice = (i, "tp" if is_real(item) else "ignored")
+        taken.add((found["image_id"], choice[0]))
+        result[n] = choice
+    return result
+
+
+def plain_errors(records, predictions):
+    """{number of a wrong prediction: (error, index of the object that it is about or None)}."""
+    errors = {}
+    for n, (_, outcome) in plain_match(records, predictions).items():
+        if outcome != "fp":
+            continue
+        found = predictions[n]
+        own, other = (0.0, None), (0.0, None)
+        for i, item in enumerate(objects_of(records, found["image_id"])):
+            pair = (plain_iou(found["bbox"], item["bbox"]), i)
+            if is_real(item) and item["category_id"] == found["category_id"]:
+                own = max(own, pair, key=lambda x: x[0])
+            elif is_real(item):
+                other = max(other, pair, key=lambda x: x[0])
+        if 0.1 <= own[0] < 0.5:
+            errors[n] = ("localisation", own[1])
+        elif other[0] >= 0.5:
+            errors[n] = ("classification", other[1])
+        elif own[0] >= 0.5:
+            errors[n] = ("duplicate", own[1])
+        elif other[0] < 0.1:
+            errors[n] = ("background", None)
+        else:
+            errors[n] = ("both", other[1])
+    return errors
+
+
+def plain_missed(records, predictions):
+    """(image, index) of the objects that nothing takes, and nothing to be corrected points at."""
+    matches, errors = plain_match(records, predictions), plain_errors(records, predictions)
+    reached = {(predictions[n]["image_id"], i) for n, (i, _) in matches.items()}
+    for n, (error, i) in errors.items():
+        if error in ("classification", "localisation"):
+            reached.add((predictions[n]["image_id"], i))
+    everything = ((x["image_id"], i, y) for x in records for i, y in enumerate(x["annotations"]))
+    return {(image, i) for image, i, y in everything if is_real(y) and (image, i) not in reached}
+
+
+def mended(records, predictions, kind):
+    """The data with one kind of error mended in it, to be measured by pycocotools."""
+    matches, errors = plain_match(records, predictions), plain_errors(records, predictions)
+    out = {n for n, (_, outcome) in matches.items() if outcome == "fp"}
+    found = {(predictions[n]["image_id"], i) for n, (i, _) in matches.items()}
+    if kind == "missed":
+        return without(records, plain_missed(records, predictions)), predictions
+    if kind == "false negatives":
+        keys = {(x["image_id"], i) for x in records for i, _ in enumerate(x["annotations"])}
+        ignored = {(a, i) for a, i in keys if not is_real(objects_of(records, a)[i])}
+        return without(records, keys - found - ignored), predictions
+    if kind != "false positives":
+        out = {n for n in out if errors[n][0] == kind}
+    kept = {n: x for n, x in enumerate(predictions) if n not in out}
+    if kind in ("classification", "localisation"):
+        for n in sorted(out, key=lambda n: -predictions[n]["score"]):
+            key = (predictions[n]["image_id"], errors[n][1])
+            if key not in found:
+                # The object's class and box: one of them is right already, or right enough.
+                truth = objects_of(records, key[0])[key[1]]
+                new = {"category_id": truth["category_id"], "bbox": truth["bbox"]}
+                kept[n] = {**predictions[n], **new}
+                found.add(key)
+    return records, list(kept.values())
+
+
+def without(records, keys):
+    """The records without the objects (image, index)."""
+    return [
+        {
+            **x,
+            "annotations": [
+                y for i, y in enumerate(x["annotations"]) if (x["image_id"], i) not in keys
+            ],
+        }
+        for x in records
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_wrong_detection_has_one_error(seed):
+    records, predictions = make_data(seed)
+    expected = np.zeros((3, 6), dtype=int)
+    for n, (error, _) in plain_errors(records, predictions).items():
+        expected[predictions[n]["category_id"], ERROR_TYPES.index(error)] += 1
+    for image_id, i in plain_missed(records, predictions):
+        expected[objects_of(records, image_id)[i]["category_id"], 5] += 1
+    assert (expected.sum(axis=0) > 0).all()
+    counts = error_breakdown(records, predictions, CLASSES).counts
+    assert counts.columns.tolist() == list(ERROR_TYPES) and counts.index.tolist() == CLASSES
+    np.testing.assert_array_equal(counts, expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_errors_by_size(seed):
+    """Bounds 32^2 and 96^2 of the object's area, of the detection's for what is background."""
+    records, predictions = make_data(seed)
+    expected = np.zeros((3, 6), dtype=int)
+
+    def add(box, error):
+        area = box[2] * box[3]
+        expected[(area >= 32**2) + (area >= 96**2), ERROR_TYPES.index(error)] += 1
+
+    for n, (error, i) in plain_errors(records, predictions).items():
+        found = predictions[n]
+        truth = None if i is None else objects_of(records, found["image_id"])[i]["bbox"]
+        add(found["bbox"] if error == "background" else truth, error)
+    for image_id, i in plain_missed(records, predictions):
+        add(objects_of(records, image_id)[i]["bbox"], "missed")
+    by_size = error_breakdown(records, predictions, CLASSES).by_size
+    assert by_size.index.tolist() == ["small", "medium", "large"]
+    np.testing.assert_array_equal(by_size, expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_mended_error_gains_what_pycocotools_finds(seed):
+    """AP50 + dAP is COCO's AP50 of the data in which the error does not exist."""
+    records, predictions = make_data(seed)
+    result = error_breakdown(records, predictions, CLASSES)
+    for kind in (*ERROR_TYPES, "false positives", "false negatives"):
+        table, _ = coco_table(*mended(records, predictions, kind), CLASSES)
+        assert result.AP50 + result.dap.loc[kind, "dAP"] == pytest.approx(table["AP50"], abs=1e-6)
+        assert table["AP50"] > result.AP50
+
+
+@pytest.mark.parametrize(("seed", "threshold"), [(0, 0.0), (1, 0.4), (2, 0.7)])
+def test_confusion_against_loops(seed, threshold):
+    records, predictions = make_data(seed)
+    expected, taken = np.zeros((4, 4), dtype=int), set()
+    for found in sorted(predictions, key=lambda x: -x["score"]):
+        if found["score"] < threshold:
+            continue
+        best, choice = (), None
+        for i, item in enumerate(objects_of(records, found["image_id"])):
+            iou = plain_iou(found["bbox"], item["bbox"], item["iscrowd"])
+            free = item["iscrowd"] or (found["image_id"], i) not in taken
+            if iou >= 0.5 and free:
+                same = item["category_id"] == found["category_id"]
+                if (is_real(item), same, iou) > best:
+                    best, choice = (is_real(item), same, iou), i
+        if choice is None:
+            expected[3, found["category_id"]] += 1
+            continue
+        taken.add((found["image_id"], choice))
+        item = objects_of(records, found["image_id"])[choice]
+        if is_real(item):
+            expected[item["category_id"], found["category_id"]] += 1
+    for record in records:
+        for i, item in enumerate(record["annotations"]):
+            if is_real(item) and (record["image_id"], i) not in taken:
+                expected[item["category_id"], 3] += 1
+    matrix = confusion_matrix(records, predictions, CLASSES, score_thresh=threshold)
+    np.testing.assert_array_equal(matrix, expected)
+    assert (matrix[:3, :3] > 0).all() and (matrix[3, :3] > 0).all() and (matrix[:3, 3] > 0).all()
+
+
+def test_calibration_against_loops():
+    records, predictions = make_data(3)
+    outcomes = plain_match(records, predictions)
+    kept = [(predictions[n]["score"], x == "tp") for n, (_, x) in outcomes.items() if x[0] != "i"]
+    table, ece = calibration(records, predictions, CLASSES, bins=4)
+    gap = 0.0
+    for k, row in enumerate(table.itertuples()):
+        inside = [x for x in kept if k / 4 <= x[0] < (k + 1) / 4]
+        score, precision = (sum(column) / len(inside) for column in zip(*inside, strict=True))
+        assert row.count == len(inside) and (row.low, row.high) == (k / 4, (k + 1) / 4)
+        assert (row.mean_score, row.precision) == pytest.approx((score, precision))
+        gap += len(inside) / len(kept) * abs(precision - score)
+    assert ece == pytest.approx(gap) and gap > 0.1
+
+
+def test_ranking_against_loops():
+    records, predictions = make_data(4)
+    expected = []
+    for place, record in enumerate(records):
+        image, real = record["image_id"], sum(map(is_real, record["annotations"]))
+        chosen = [x for x in predictions if x["image_id"] == image and x["score"] >= 0.3]
+        outcomes = [x for _, x in plain_match([record], chosen).values()]
+        tp, fp = outcomes.count("tp"), outcomes.count("fp")
+        wrong = fp + real - tp
+        f1 = 2 * tp / (2 * tp + wrong) if tp + wrong else 1.0
+        expected.append((f1, -wrong, place, image, tp, fp, real - tp))
+    table = rank_images(records, predictions, CLASSES, score_thresh=0.3)
+    rows = table[["image_id", "tp", "fp", "fn"]].itertuples(index=False, name=None)
+    assert list(rows) == [row[3:] for row in sorted(expected)]
+
+
+def test_best_threshold_against_loops():
+    """Every score is tried as the threshold on the predictions themselves."""
+    records, predictions = make_data(5)
+    for k, curve in enumerate(precision_recall(records, predictions, CLASSES)):
+        real = sum(is_real(y) for x in records for y in x["annotations"] if y["category_id"] == k)
+        tried = []
+        for threshold in {x["score"] for x in predictions if x["category_id"] == k}:
+            rows = [x for x in predictions if x["category_id"] == k and x["score"] >= threshold]
+            outcomes = [x for _, x in plain_match(records, rows).values()]
+            tp, fp = outcomes.count("tp"), outcomes.count("fp")
+            tried.append((2 * tp / (tp + fp + real), threshold))
+        assert (curve.best_f1, curve.best_threshold) == pytest.approx(max(tried))
+        assert curve.num_ground_truth == real > 5
+
+
+def test_a_threshold_other_than_one_half():
+    """IoU 0.6 and 0.3 of one cat: right and a duplicate's near miss at 0.5, both poor at 0.7."""
+    records, _ = make_data(0)
+    box = [0, 0, 100, 100]
+    item = {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {"image_id": "a", "annotations": [item]}
+    found = [
+        {"image_id": "a", "category_id": 0, "bbox": [0, 0, 100, height], "score": height / 100}
+        for height in (60, 30)
+    ]
+    at_half = error_breakdown([record], found, CLASSES)
+    assert (at_half.AP50, at_half.counts.loc["cat", "localisation"]) == (pytest.approx(100), 1)
+    strict = error_breakdown([record], found, CLASSES, foreground_iou=0.7, background_iou=0.4)
+    assert strict.AP50 == 0
+    expected = dict.fromkeys(ERROR_TYPES, 0) | {"localisation": 1, "background": 1}
+    assert strict.counts.loc["cat"].to_dict() == expected
+
+
+@pytest.mark.parametrize("images", ["none", "no objects", "ignored objects", "objects"])
+@pytest.mark.parametrize("found", [False, True])
+def test_little_data_gives_tables_without_warnings(images, found):
+    """Tables keep their columns and types where there is nothing to put in them."""
+    item = {"bbox": [0, 0, 50, 50], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
+    item["difficult"] = int(images == "ignored objects")
+    annotations = [] if images == "no objects" else [item]
+    records = [] if images == "none" else [{"image_id": 7, "annotations": annotations}]
+    prediction = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 50, 50], "score": 0.5}
+    data = records, [prediction] if found and records else [], CLASSES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        matches, objects, curves = match_detections(*data), ground_truth(*data[::2]), None
+        curves, errors = precision_recall(*data), error_breakdown(*data)
+        matrix, ranking = (f(*data, score_thresh=0.5) for f in (confusion_matrix, rank_images))
+        table, ece = calibration(*data)
+    for key in ("x", "y", "w", "h", "area", "score", "iou"):
+        assert matches[key].dtype == np.float64, key
+    assert matches["truth"].dtype.kind == matches["category_id"].dtype.kind == "i"
+    assert objects["ignored"].dtype == bool and objects["area"].dtype == np.float64
+    assert len(curves) == 3 and math.isnan(curves[0].best_f1)
+    assert matrix.shape == (4, 4) and matrix.dtype.kind == "i"
+    assert errors.counts.shape == (3, 6) and errors.by_size.shape == (3, 6)
+    assert errors.dap.shape == (8, 1) and (errors.counts.dtypes == int).all()
+    assert math.isnan(errors.AP50) == (images != "objects")
+    assert ranking.columns.tolist() == ["image_id", "tp", "fp", "fn", "f1"]
+    assert len(table) == 10 and math.isnan(ece) == (not (found and images[:2] in ("no", "ob")))

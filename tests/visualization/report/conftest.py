@@ -1,0 +1,95 @@
+"""Output folders as runs leave them, made without any training."""
+
+import json
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from fcos_d2 import add_fcos_config
+from fcos_d2.data import class_names, load_records, register_source
+from fcos_d2.data.shapes import make_shapes
+from fcos_d2.evaluation import DetectionEvaluator
+from fcos_d2.evaluation.records import box_xywh
+from fcos_d2.files import dataset_slug
+
+ROOT = Path(__file__).resolve().parents[3]
+HOSTILE_CLASS = '<b id="injected">&"cat\''
+HOSTILE_IMAGE = '<i id="injected">'
+
+
+@pytest.fixture(scope="session")
+def shapes_source(tmp_path_factory):
+    """The name of a VOC folder with twelve generated images."""
+    return f"voc:{make_shapes(str(tmp_path_factory.mktemp('data')), 'report', 12)}:report"
+
+
+@pytest.fixture(scope="session")
+def hostile_source(tmp_path_factory):
+    """The name of a VOC folder whose image and class are called like HTML."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    Image.new("RGB", (80, 60)).save(folder / "JPEGImages" / f"{HOSTILE_IMAGE}.jpg")
+    (folder / "Annotations" / f"{HOSTILE_IMAGE}.xml").write_text(
+        f"<annotation><filename>{escape(HOSTILE_IMAGE)}.jpg</filename><size><width>80</width>"
+        f"<height>60</height></size><object><name>{escape(HOSTILE_CLASS)}</name><bndbox>"
+        "<xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox></object>"
+        "</annotation>"
+    )
+    (folder / "classes.txt").write_text(f"{HOSTILE_CLASS}\n")
+    (folder / "ImageSets" / "Main" / "test.txt").write_text(f"{HOSTILE_IMAGE}\n")
+    return f"voc:{folder}:test"
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """Makes a run's folder: ``make_run(folder, sources, **options)``."""
+    return _make_run
+
+
+def _make_run(folder, sources, meta_architecture="FCOS"):
+    """Config, curves, checkpoint and the results of :func:`_predict` on each source."""
+    folder.mkdir(exist_ok=True)
+    cfg = get_cfg()
+    add_fcos_config(cfg)
+    cfg.merge_from_file(str(ROOT / "configs" / "FCOS_Shapes.yaml"))
+    cfg.MODEL.META_ARCHITECTURE = meta_architecture
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(sources[:1]), tuple(sources)
+    (folder / "config.yaml").write_text(cfg.dump())
+    lines = [
+        {"iteration": i, "total_loss": 3 / i, "loss_cls": 2 / i, "lr": 0.01, "fcos/num_pos": 90.0}
+        for i in range(20, 420, 20)
+    ]
+    lines.append({"iteration": 400, "bbox/AP": 41.0, "bbox/AP50": 70.0})
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "model_final.pth").write_bytes(b"weights")
+    for source in sources:
+        register_source(source)
+        records = load_records(source)
+        place = folder / "inference" / dataset_slug(source)
+        evaluator = DetectionEvaluator(source, records, class_names(source), place)
+        for record in records:
+            evaluator.process([record], [{"instances": _predict(record, len(class_names(source)))}])
+        evaluator.evaluate()
+    return folder
+
+
+def _predict(record, num_classes):
+    """Most objects shifted a little; each fourth of another class, each fifth missed."""
+    boxes, classes = [[1.0, 1.0, 9.0, 9.0]], [0]  # on background
+    for i, item in enumerate(record["annotations"]):
+        x, y, width, height = box_xywh(item)
+        if i % 5 != 4:
+            boxes.append([x + 1, y, x + width, y + height])
+            classes.append((item["category_id"] + (i % 4 == 3)) % num_classes)
+    instances = Instances((record["height"], record["width"]))
+    instances.pred_boxes = Boxes(torch.tensor(boxes))
+    instances.scores = torch.tensor(np.linspace(0.2, 0.95, len(boxes)))
+    instances.pred_classes = torch.tensor(classes)
+    return instances
