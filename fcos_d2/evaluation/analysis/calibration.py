@@ -49,7 +49,8 @@ def calibration(
     score = matches["score"].to_numpy()
     if len(score) and not 0 <= score.min() <= score.max() <= 1:
         raise ValueError(f"scores go from {score.min()} to {score.max()}, not from 0 to 1")
-    edges = np.linspace(0, 1, bins + 1)
+    # k / bins is the nearest number to each edge: a score of 0.3 is not below 3 * 0.1.
+    edges = np.arange(bins + 1) / bins
     place = np.clip(np.searchsorted(edges, score, side="right") - 1, 0, bins - 1)
     right = (matches["outcome"] == "tp").to_numpy(dtype=float)
     count = np.bincount(place, minlength=bins)

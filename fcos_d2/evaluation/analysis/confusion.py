@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .matching import image_pairs, match_image, tabulate
+from .matching import check_iou, image_pairs, match_image, tabulate
 
 
 def confusion_matrix(
@@ -30,7 +30,11 @@ def confusion_matrix(
     Returns:
         (K + 1, K + 1) int: rows are the objects' classes, columns the detections'. The last row
         counts detections on background, the last column objects that are missed.
+
+    Raises:
+        ValueError: predictions or records that don't fit together, or an IoU outside (0, 1].
     """
+    check_iou(iou_thresh)
     count = len(class_names)
     detections, objects = tabulate(records, predictions, class_names)
     detections = detections[detections["score"] >= score_thresh].reset_index(drop=True)

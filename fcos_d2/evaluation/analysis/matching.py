@@ -91,11 +91,12 @@ def match_detections(
         ``image_id``, ``category_id``, ``score``, ``x``, ``y``, ``w``, ``h``, ``area``, ``truth``
         (the index of its object in the record's annotations, -1 for none), ``iou`` with it (0 for
         none) and ``outcome``: "tp", "fp", or "ignored" for what took an ignored object or does
-        not count.
+        not count. ``image`` is the place of its record.
 
     Raises:
-        ValueError: predictions or records that don't fit together.
+        ValueError: predictions or records that don't fit together, or an IoU outside (0, 1].
     """
+    check_iou(iou_thresh)
     detections, objects = tabulate(records, predictions, class_names)
     truth = np.full(len(detections), -1)
     iou = np.zeros(len(detections))
@@ -119,14 +120,26 @@ def match_detections(
     return detections.assign(truth=truth, iou=iou, outcome=outcome)
 
 
+def check_iou(iou_thresh: float) -> None:
+    """Refuse a threshold at which boxes match that don't meet, or that none reaches."""
+    if not 0 < iou_thresh <= 1:
+        raise ValueError(f"iou_thresh is {iou_thresh}: it has to be above 0 and at most 1")
+
+
 def tabulate(
     records: Sequence[dict], predictions: Sequence[dict], class_names: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the detections, as in :func:`match_detections` without a match, and the objects.
 
     Both have a column ``image``, the place of their record.
+
+    Raises:
+        ValueError: predictions or records that don't fit together.
     """
-    place = {record["image_id"]: i for i, record in enumerate(records)}
+    place = {}
+    for i, record in enumerate(records):
+        if place.setdefault(record["image_id"], i) != i:
+            raise ValueError(f"two of the records have the image id {record['image_id']!r}")
     check_predictions(predictions, place, class_names)
     rows = [(x["image_id"], x["category_id"], x["score"], *x["bbox"]) for x in predictions]
     columns = ["image_id", "category_id", "score", *_BOX]
