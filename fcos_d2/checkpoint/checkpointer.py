@@ -187,7 +187,9 @@ class FCOSCheckpointer(DetectionCheckpointer):
         }
         used = set(names.values())
         left = [k for k in state if k not in used and not k.endswith("num_batches_tracked")]
-        misfits = [name for name in left if name.startswith("layer")]
+        # The model may end before layer4; of the layers that it has nothing may be left.
+        layers = {name.split(".")[0] for name in used if name.startswith("layer")}
+        misfits = [name for name in left if name.split(".")[0] in layers]
         misfits += [n for k, n in names.items() if n in state and state[n].shape != own[k].shape]
         if misfits:
             raise ValueError(

@@ -98,6 +98,21 @@ def test_torchvisions_resnet_partial(model, tmp_path, caplog):
     assert "loaded res4: 25" in caplog.text
 
 
+def test_torchvisions_resnet_in_a_model_that_ends_with_layer3(tiny_cfg, tmp_path, caplog):
+    tiny_cfg.MODEL.RESNETS.OUT_FEATURES = tiny_cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    tiny_cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p4"
+    model = frozen(build_model(tiny_cfg))
+    source = torchvision.models.resnet18(weights=None)
+    torch.save(source.state_dict(), tmp_path / "r18.pth")
+    with caplog.at_level(logging.INFO, logger="fcos_d2"):
+        FCOSCheckpointer(model).load(str(tmp_path / "r18.pth"), checkpointables=[])
+    state = model.state_dict()
+    assert torch.equal(
+        state["backbone.bottom_up.res4.1.conv2.weight"], source.layer3[1].conv2.weight
+    )
+    assert "not used: layer4.0.conv1.weight" in caplog.text
+
+
 def frozen(model):
     """The model with FrozenBN in its ResNet, whose buffers torchvision's file fills."""
     from detectron2.layers import FrozenBatchNorm2d
