@@ -8,7 +8,6 @@ from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import FPN, ResNet
 from detectron2.modeling.backbone import BasicStem
-from detectron2.modeling.backbone.fpn import LastLevelP6P7
 
 from fcos_d2.modeling import (
     FCOS,
@@ -16,6 +15,7 @@ from fcos_d2.modeling import (
     FCOSDecoder,
     FCOSHead,
     FCOSProposalGenerator,
+    TopBlock,
 )
 
 recipe = "../FCOS_R50_VOC.yaml"
@@ -32,8 +32,11 @@ model = L(FCOS)(
         ),
         in_features="${.bottom_up.out_features}",
         out_channels=256,
-        top_block=L(LastLevelP6P7)(
-            in_channels="${..out_channels}", out_channels="${..out_channels}", in_feature="p5"
+        top_block=L(TopBlock)(
+            in_channels="${..out_channels}",
+            out_channels="${..out_channels}",
+            in_feature="p5",
+            levels=["p6", "p7"],
         ),
     ),
     proposal_generator=L(FCOSProposalGenerator)(

@@ -1,6 +1,6 @@
 """The network: importing this package registers it with Detectron2."""
 
-from .backbone import build_fcos_resnet_fpn_backbone
+from .backbone import TopBlock, build_fcos_resnet_fpn_backbone
 from .decoder import FCOSDecoder
 from .head import FCOSHead
 from .lazy import LazyModel
@@ -22,6 +22,7 @@ __all__ = [
     "LazyModel",
     "Locations",
     "Matches",
+    "TopBlock",
     "build_fcos_resnet_fpn_backbone",
     "compute_locations",
     "fcos_losses",

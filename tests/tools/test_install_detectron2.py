@@ -3,6 +3,7 @@
 import base64
 import functools
 import hashlib
+import importlib.machinery
 import importlib.util
 import os
 import shutil
@@ -189,9 +190,9 @@ def test_settings_follow_pips_order(tmp_path, pip_environment):
 
 def test_pages_follow_the_settings(tmp_path):
     # Where no setting names an index, pip's own; its help states what its code holds.
-    from pip._internal.models.index import PyPI
-
-    assert installer.pages_of_links({}) == [f"{PyPI.simple_url}/detectron2-cdo/"]
+    code = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    index = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert installer.pages_of_links({}) == [f"{index.stdout.strip()}/detectron2-cdo/"]
     settings = {"index-url": "https://a/s/", "extra-index-url": "https://b\nhttps://c"}
     indexes = [f"https://{name}/detectron2-cdo/" for name in ("a/s", "b", "c")]
     assert installer.pages_of_links(settings) == indexes
@@ -249,6 +250,15 @@ def test_unreachable_index_is_named_without_its_password(tmp_path, pip_environme
 # ---------------------------------------------------------------- the command, in an environment
 
 
+def find_package(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Find an installed package as importlib.util.find_spec does, but leave this process alone.
+
+    Asked for pip, setuptools' own finder gives up its distutils until the process ends, and
+    importing torch.utils.cpp_extension fails.
+    """
+    return importlib.machinery.PathFinder.find_spec(name)
+
+
 class Environment:
     """A bare virtual environment with build tools and a stand-in for PyTorch, and no network."""
 
@@ -259,7 +269,7 @@ class Environment:
         self.modules = folder / "modules"
         self.modules.mkdir()
         for name in (*BUILD_TOOLS, "_distutils_hack"):  # the last is a part of setuptools
-            package = Path(importlib.util.find_spec(name).origin).parent
+            package = Path(find_package(name).origin).parent
             for found in [package, *package.parent.glob(f"{name}-*.dist-info")]:
                 (self.modules / found.name).symlink_to(found)
         self.add_module("torch/__init__.py", "")
@@ -288,7 +298,7 @@ class Environment:
 
 @pytest.fixture
 def environment(tmp_path):
-    missing = [name for name in BUILD_TOOLS if importlib.util.find_spec(name) is None]
+    missing = [name for name in BUILD_TOOLS if find_package(name) is None]
     if os.name == "nt" or missing or shutil.which("git") is None:
         pytest.skip("needs a POSIX system with git, and pip, setuptools and wheel installed here")
     return Environment(tmp_path)
