@@ -22,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="over the plan's opts, as MODEL.WEIGHTS FILE"
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        config_file, runs = read_plan(args.plan, args.opts)
+        runs = read_plan(args.plan, args.opts)
         if not args.only_table:
-            execute((sys.executable, str(TRAIN_NET)), config_file, runs, args.output)
+            execute((sys.executable, str(TRAIN_NET)), runs, args.output)
         table = compare(runs, args.output).to_markdown(index=False, floatfmt=".1f")
     except (OSError, ValueError) as error:
         print("rank_runs:", error, file=sys.stderr)

@@ -16,6 +16,8 @@ from ..evaluation.coco import COCO_ROWS
 BEST_NAME = "model_best"
 FINAL_NAME = "model_final"  # as Detectron2's PeriodicCheckpointer has it
 
+_TABLES = ("bbox", "voc", "box_proposals")  # of this package's evaluators
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,16 +59,21 @@ class BestCheckpoint(HookBase):
             results: nested dict of numbers; the main process's are looked at.
 
         Raises:
-            ValueError: the metric is not among the results; the training up to here is saved.
+            ValueError: the metric is not among the results, and early stopping needs it; the
+                training up to here is saved. Without early stopping that is logged as an error.
         """
         results = flatten_results_dict(results)
         # The main process alone has results, and all have to stop at the same iteration.
         value = comm.all_gather(results.get(self._metric))[0]
         iteration = min(self.trainer.iter, self.trainer.max_iter - 1)
         if value is None:
+            message = _unknown_metric(self._metric, results)
+            if not self._patience:
+                logger.error("No best checkpoint is kept: %s", message)
+                return
             if self._checkpointer.last_iteration != iteration:
                 self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-            raise ValueError(_unknown_metric(self._metric, results))
+            raise ValueError(message)
         if value > self._best:
             self._best, self._iteration, self._num_worse = float(value), iteration, 0
             best = {"metric": self._metric, "value": self._best}
@@ -173,9 +180,10 @@ def best_metric(cfg: CfgNode) -> str:
 
     With several test sets it is that of the first, unless the name begins with one of them. Of a
     ``ProposalNetwork``, which detects nothing, bbox/AP stands for the recall of 1000 proposals.
+    A table that ``Trainer`` does not make, as in segm/AP, may come from a subclass's evaluator.
 
     Raises:
-        ValueError: the evaluators of ``Trainer`` give no such number.
+        ValueError: it is in a table of ``Trainer``'s evaluators, or in none, and is not there.
     """
     metric, tests = cfg.TEST.BEST_METRIC, list(dict.fromkeys(cfg.DATASETS.TEST))
     if not metric or not tests:
@@ -187,8 +195,9 @@ def best_metric(cfg: CfgNode) -> str:
         full_names = names
     else:
         full_names = [f"{test}/{name}" for test in tests for name in names]
-        metric = f"{tests[0]}/{metric}" if metric in names else metric
-    if metric not in full_names:
+        named = any(metric.startswith(f"{test}/") for test in tests)
+        metric = metric if named else f"{tests[0]}/{metric}"
+    if metric not in full_names and f"/{metric}".split("/")[-2] in ("", *_TABLES):
         raise ValueError(_unknown_metric(metric, full_names))
     return metric
 

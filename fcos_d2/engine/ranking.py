@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 METRICS = ("AP", "AP50", "AP75")
+_OPTIONS = "options.json"  # in the folder of a run that came to its end
 _KEYS = {"config_file": str, "opts": dict, "base_seeds": list, "runs": list}
 
 
@@ -26,11 +27,13 @@ class Run(NamedTuple):
 
     Attributes:
         choice: what it does differently, in words; ``"base"`` for nothing.
+        config_file: the recipe.
         opts: config keys and values, the plan's own included.
         seed: of the weights, the order of the images and their augmentation.
     """
 
     choice: str
+    config_file: str
     opts: dict[str, Any]
     seed: int
 
@@ -39,8 +42,14 @@ class Run(NamedTuple):
         """Name of its output folder."""
         return f"{dataset_slug(self.choice.replace(' ', '_'))}-seed{self.seed}"
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that it was made with, as its options.json has it."""
+        options = {"config_file": self.config_file, **self.opts, "SEED": self.seed}
+        return json.loads(json.dumps(options))
 
-def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[str, list[Run]]:
+
+def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Run]:
     """Read a plan of runs.
 
     A YAML file with ``config_file`` (a recipe), ``opts`` (keys and values of every run),
@@ -52,7 +61,7 @@ def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[s
         overrides: KEY VALUE pairs that go before the plan's ``opts``, and not before a run's.
 
     Returns:
-        The recipe, and the runs, those of the base first.
+        The runs, those of the base first.
 
     Raises:
         ValueError: the file is no such plan, or a key has no value; the message names the key.
@@ -69,23 +78,22 @@ def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[s
     if not plan["base_seeds"]:
         raise ValueError(f"{path}: 'base_seeds' is empty: the base needs a run to compare with.")
     common = {**plan["opts"], **dict(zip(overrides[0::2], overrides[1::2], strict=True))}
-    runs = [Run(BASE, common, seed) for seed in plan["base_seeds"]]
+    config_file = plan["config_file"]
+    runs = [Run(BASE, config_file, common, seed) for seed in plan["base_seeds"]]
     for item in plan["runs"]:
         if not isinstance(item, dict) or not {"choice", "opts"} <= item.keys():
             raise ValueError(f"{path}: a run needs 'choice' and 'opts', but one is {item!r}.")
         opts = {**common, **item["opts"]}
         seeds = item.get("seeds", plan["base_seeds"][:1])
-        runs += [Run(str(item["choice"]), opts, seed) for seed in seeds]
+        runs += [Run(str(item["choice"]), config_file, opts, seed) for seed in seeds]
     folders = [run.folder for run in runs]
     repeated = sorted({name for name in folders if folders.count(name) > 1})
     if repeated:
         raise ValueError(f"{path}: two runs would go to the folder {repeated[0]}: rename one.")
-    return plan["config_file"], runs
+    return runs
 
 
-def execute(
-    command: Sequence[str], config_file: str, runs: Sequence[Run], output_dir: str | os.PathLike
-) -> None:
+def execute(command: Sequence[str], runs: Sequence[Run], output_dir: str | os.PathLike) -> None:
     """Make the runs one after the other, each in a process and a folder of its own.
 
     A run that is done is passed over, so a stopped ranking goes on where it was. One that fails
@@ -93,7 +101,6 @@ def execute(
 
     Args:
         command: what trains, as in ``("python", "train_net.py")``.
-        config_file: the recipe of all of them.
         runs: see :func:`read_plan`.
         output_dir: holds a folder a run.
 
@@ -102,22 +109,38 @@ def execute(
     """
     for run in tqdm(runs, unit="run"):
         folder = Path(output_dir) / run.folder
-        options = {"config_file": config_file, **run.opts, "SEED": run.seed}
-        if read_metrics(folder) and _same_options(folder, options):
+        if is_done(run, folder):
             continue
         folder.mkdir(parents=True, exist_ok=True)
         pairs = {**run.opts, "SEED": run.seed, "OUTPUT_DIR": folder}
         arguments = [str(x) for pair in pairs.items() for x in pair]
         with open(folder / "console.txt", "w", encoding="utf-8") as console:
             done = subprocess.run(
-                [*command, "--config-file", config_file, *arguments],
+                [*command, "--config-file", run.config_file, *arguments],
                 stdout=console,
                 stderr=subprocess.STDOUT,
             )
         if done.returncode:
             logger.error("%s failed: see %s", run.folder, folder / "console.txt")
         else:
-            write_json(folder / "options.json", options, indent=2)
+            write_json(folder / _OPTIONS, run.options, indent=2)
+
+
+def is_done(run: Run, folder: Path) -> bool:
+    """Tell whether a run came to its end; what a failed or stopped one left does not count.
+
+    Raises:
+        ValueError: the folder holds a run with other options.
+    """
+    path = folder / _OPTIONS
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text(encoding="utf-8")) != run.options:
+        raise ValueError(
+            f"{folder} holds a run with other options (its {_OPTIONS}): move it away, or give "
+            "the choice another name."
+        )
+    return True
 
 
 def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
@@ -128,13 +151,19 @@ def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
         of AP, AP50 and AP75 on the first test set in percent, ``change`` (of AP50 to that of the
         base) and ``spread`` (largest less smallest AP50 of the seeds). A choice of which no run is
         done, or that diverged, has nan.
+
+    Raises:
+        OSError: a run that is done has lost its results.
+        ValueError: a folder holds a run with other options.
     """
     rows = []
     for choice in dict.fromkeys(run.choice for run in runs):
-        found = [
-            read_metrics(Path(output_dir) / run.folder) for run in runs if run.choice == choice
+        folders = [
+            folder
+            for run in runs
+            if run.choice == choice and is_done(run, folder := Path(output_dir) / run.folder)
         ]
-        table = pd.DataFrame([x for x in found if x], columns=METRICS, dtype=float)
+        table = pd.DataFrame(map(read_metrics, folders), columns=METRICS, dtype=float)
         spread = table.AP50.max() - table.AP50.min() if len(table) > 1 else float("nan")
         rows.append({"choice": choice, "seeds": len(table), **table.mean(), "spread": spread})
     result = pd.DataFrame(rows)
@@ -143,21 +172,9 @@ def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """Read AP, AP50 and AP75 of a run's first test set; nothing where it was not evaluated."""
-    files = sorted(folder.glob("inference/*/evaluation.json"))
-    if not files:
-        return {}
-    table = json.loads(files[0].read_text(encoding="utf-8"))["bbox"]
+    """Read AP, AP50 and AP75 of the first test set of a run that is done."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    slug = dataset_slug(config["DATASETS"]["TEST"][0])
+    path = folder / "inference" / slug / "evaluation.json"
+    table = json.loads(path.read_text(encoding="utf-8"))["bbox"]
     return {key: table[key] for key in METRICS}
-
-
-def _same_options(folder: Path, options: dict[str, Any]) -> bool:
-    path = folder / "options.json"
-    if not path.is_file():
-        return False  # stopped while it was evaluated
-    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(options)):
-        raise ValueError(
-            f"{folder} holds a run with other options (its options.json): move it away, or give "
-            "the choice another name."
-        )
-    return True

@@ -15,6 +15,7 @@ _ITERATION_KEYS = (
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
 )
+_SCALED_KEYS = ("SOLVER.BASE_LR", *_ITERATION_KEYS, "MODEL_EMA.DECAY")
 
 
 def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
@@ -22,8 +23,8 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
 
     Detectron2's rule for SOLVER.REFERENCE_WORLD_SIZE (Goyal et al. 2017), for the batch size: with
     f = IMS_PER_BATCH / REFERENCE_IMS_PER_BATCH the learning rate is multiplied by f and all counts
-    of iterations are divided by f. Afterwards the reference is the batch itself, so that a dumped
-    config is not scaled again.
+    of iterations are divided by f; MODEL_EMA.DECAY to the power of f averages over as many images.
+    Afterwards the reference is the batch itself, so that a dumped config is not scaled again.
 
     A warm-up that would outlast the training, whose learning rate would stay near 0, is shortened
     to a tenth of it.
@@ -46,6 +47,8 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
             node, name = cfg[key.split(".")[0]], key.split(".")[1]
             if key not in keep:
                 node[name] = _divide(node[name], factor)
+        if "MODEL_EMA.DECAY" not in keep:
+            cfg.MODEL_EMA.DECAY **= factor
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
         logger.warning(
             "SOLVER.WARMUP_ITERS %d would not end before MAX_ITER %d: made a tenth of that.",
@@ -54,12 +57,13 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
         )
         solver.WARMUP_ITERS = solver.MAX_ITER // 10
     logger.info(
-        "Batch of %d images, recipe's %d: learning rate %g, %d iterations, warm-up %d%s.",
+        "Batch of %d images, recipe's %d: learning rate %g, %d iterations, warm-up %d%s%s.",
         solver.IMS_PER_BATCH,
         solver.REFERENCE_IMS_PER_BATCH,
         solver.BASE_LR,
         solver.MAX_ITER,
         solver.WARMUP_ITERS,
+        f", decay of the average {cfg.MODEL_EMA.DECAY:g}" if cfg.MODEL_EMA.ENABLED else "",
         _kept(keep) if factor != 1 else "",
     )
     solver.REFERENCE_IMS_PER_BATCH = solver.IMS_PER_BATCH
@@ -73,5 +77,5 @@ def _divide(value: int | tuple[int, ...], factor: float) -> int | tuple[int, ...
 
 
 def _kept(keep: Collection[str]) -> str:
-    set_by_hand = [key for key in ("SOLVER.BASE_LR", *_ITERATION_KEYS) if key in keep]
+    set_by_hand = [key for key in _SCALED_KEYS if key in keep]
     return f" (set by hand: {', '.join(set_by_hand)})" if set_by_hand else ""

@@ -248,11 +248,21 @@ def test_a_rank_without_results_follows_the_main_process(make_trainer, monkeypat
 
 def test_results_without_the_metric_lose_no_training(make_trainer, monkeypatch):
     """As of an evaluator of somebody else; those of this package are known before training."""
-    trainer = make_trainer([1.0, 1.0], "TEST.BEST_METRIC", "voc/AP50_area", period=3)
+    trainer = make_trainer([1.0, 1.0], "TEST.BEST_METRIC", "voc/AP50_area", *patience(1), period=3)
     with pytest.raises(ValueError, match=r"voc/AP50_area is not among .*\(bbox/AP, bbox/AP50\)"):
         trainer.train()
     assert read(trainer, "last_checkpoint") == "model_0000002.pth"
     assert load(trainer, "model_0000002.pth")["model"]["weight"].item() == -3
+
+
+def test_results_without_the_metric_keep_no_best(make_trainer, caplog):
+    """Nothing but the file depends on it where there is no early stopping."""
+    trainer = make_trainer([1.0, 1.0], "TEST.BEST_METRIC", "segm/AP")
+    with caplog.at_level(logging.ERROR):
+        trainer.train()
+    assert trainer.model.weight.item() == -4
+    assert caplog.text.count("No best checkpoint is kept: TEST.BEST_METRIC segm/AP is not") == 2
+    assert not os.path.exists(os.path.join(trainer.cfg.OUTPUT_DIR, "model_best.pth"))
 
 
 @pytest.fixture
@@ -290,6 +300,8 @@ def test_values_with_a_meaning(data_cfg):
     check_hooks(data_cfg)
     data_cfg.TEST.EARLY_STOP_PATIENCE = 1
     data_cfg.TEST.BEST_METRIC = "voc/AP50_area-ball"
+    check_hooks(data_cfg)
+    data_cfg.TEST.BEST_METRIC = "segm/AP"  # of an evaluator of somebody else
     check_hooks(data_cfg)
     data_cfg.MODEL_EMA.DECAY = -1.0  # not used
     check_hooks(data_cfg)
@@ -339,5 +351,8 @@ def test_several_test_sets(data_cfg, write_voc_folder, tmp_path):
     assert best_metric(data_cfg) == f"{first}/bbox/AP"
     assert accepts(data_cfg, f"{second}/voc/AP50_area")
     assert not accepts(data_cfg, "other/bbox/AP")
+    assert accepts(data_cfg, f"{second}/segm/AP")
+    data_cfg.TEST.BEST_METRIC = "segm/AP"
+    assert best_metric(data_cfg) == f"{first}/segm/AP"
     data_cfg.DATASETS.TEST = ()
     assert best_metric(data_cfg) == ""

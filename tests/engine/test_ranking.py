@@ -12,13 +12,15 @@ from fcos_d2.engine.ranking import BASE, Run, compare, execute, read_metrics, re
 STAND_IN = """
 import json, pathlib, sys
 keys = dict(zip(sys.argv[3::2], sys.argv[4::2]))
-folder = pathlib.Path(keys["OUTPUT_DIR"], "inference", "val")
-if keys["BASE_LR"] == "9": sys.exit("diverged")
-folder.mkdir(parents=True)
+run = pathlib.Path(keys["OUTPUT_DIR"])
+(run / "config.yaml").write_text("DATASETS: {TEST: ['voc:val', 'a']}")
+folder = run / "inference" / "voc_val"
+folder.mkdir(parents=True, exist_ok=True)
 ap50 = 100 * float(keys["BASE_LR"]) + int(keys["SEED"])
 bbox = {"AP": ap50 / 2, "AP50": ap50, "AP75": None}
 (folder / "evaluation.json").write_text(json.dumps({"bbox": bbox}))
 print("calls", sys.argv[1:3])
+if keys["BASE_LR"] == "9": sys.exit("diverged")  # after an evaluation
 """
 PLAN = {
     "config_file": "recipe.yaml",
@@ -39,26 +41,25 @@ def plan(tmp_path):
 
 
 def run_all(plan, tmp_path):
-    config_file, runs = read_plan(plan)
-    execute((sys.executable, "-c", STAND_IN), config_file, runs, tmp_path / "out")
+    runs = read_plan(plan)
+    execute((sys.executable, "-c", STAND_IN), runs, tmp_path / "out")
     return runs
 
 
 def test_plan(plan):
-    config_file, runs = read_plan(plan)
-    assert config_file == "recipe.yaml"
+    runs = read_plan(plan)
     assert runs == [
-        Run(BASE, {"BASE_LR": 0.1, "BATCH": 4}, 1),
-        Run(BASE, {"BASE_LR": 0.1, "BATCH": 4}, 3),
-        Run("higher rate", {"BASE_LR": 0.2, "BATCH": 4}, 1),
-        Run("too high", {"BASE_LR": 9, "BATCH": 4}, 7),
+        Run(BASE, "recipe.yaml", {"BASE_LR": 0.1, "BATCH": 4}, 1),
+        Run(BASE, "recipe.yaml", {"BASE_LR": 0.1, "BATCH": 4}, 3),
+        Run("higher rate", "recipe.yaml", {"BASE_LR": 0.2, "BATCH": 4}, 1),
+        Run("too high", "recipe.yaml", {"BASE_LR": 9, "BATCH": 4}, 7),
     ]
     assert [run.folder for run in runs][1:3] == ["base-seed3", "higher_rate-seed1"]
 
 
 def test_options_over_those_of_the_plan(plan):
     """They reach every run, but what a run changes stays changed."""
-    _, runs = read_plan(plan, ["BATCH", "8", "BASE_LR", "0.3"])
+    runs = read_plan(plan, ["BATCH", "8", "BASE_LR", "0.3"])
     assert runs[0].opts == {"BASE_LR": "0.3", "BATCH": "8"}
     assert runs[2].opts == {"BASE_LR": 0.2, "BATCH": "8"}
     with pytest.raises(ValueError, match="BASE_LR has no value"):
@@ -115,7 +116,7 @@ def test_what_is_done_is_not_done_again(plan, tmp_path):
     failed.unlink()
     run_all(plan, tmp_path)
     assert done.stat().st_mtime_ns == before
-    assert failed.read_text().strip() == "diverged"
+    assert failed.read_text().endswith("diverged\n")
 
 
 def test_a_folder_of_other_options(plan, tmp_path):
@@ -125,10 +126,19 @@ def test_a_folder_of_other_options(plan, tmp_path):
         run_all(plan, tmp_path)
 
 
-def test_metrics_of_a_run_without_results(tmp_path):
-    assert read_metrics(tmp_path) == {}
-    folder = tmp_path / "inference" / "val"
-    folder.mkdir(parents=True)
-    content = {"bbox": {"AP": 1.0, "AP50": 2.0, "AP75": 3.0, "APs": 4.0}}
-    (folder / "evaluation.json").write_text(json.dumps(content))
-    assert read_metrics(tmp_path) == {"AP": 1.0, "AP50": 2.0, "AP75": 3.0}
+def test_a_run_counts_once_it_is_done(plan, tmp_path):
+    """A stopped run has left an evaluation of its middle, but no options.json."""
+    runs = run_all(plan, tmp_path)
+    (tmp_path / "out" / "base-seed3" / "options.json").unlink()
+    table = compare(runs, tmp_path / "out").set_index("choice")
+    assert table.loc["base", ["seeds", "AP50"]].tolist() == [1, 11]
+
+
+def test_the_first_test_set_counts(plan, tmp_path):
+    """The recipe's first, not that of the alphabet, which another evaluation left."""
+    run_all(plan, tmp_path)
+    folder = tmp_path / "out" / "base-seed1"
+    (folder / "inference" / "a").mkdir()
+    other = {"bbox": {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}}
+    (folder / "inference" / "a" / "evaluation.json").write_text(json.dumps(other))
+    assert read_metrics(folder) == {"AP": 5.5, "AP50": 11, "AP75": None}

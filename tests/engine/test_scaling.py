@@ -46,6 +46,26 @@ def test_the_recipes_own_batch_changes_nothing(cfg):
     assert schedule(cfg) == before
 
 
+@pytest.mark.parametrize(
+    "opts, keep, decay",
+    [
+        # After 4 iterations of 4 images the average keeps what it keeps after one of 16.
+        ({"IMS_PER_BATCH": 4}, [], 0.999**0.25),
+        ({"IMS_PER_BATCH": 32}, [], 0.998001),
+        ({"IMS_PER_BATCH": 32}, ["MODEL_EMA.DECAY"], 0.999),
+        ({"IMS_PER_BATCH": 32}, ["SOLVER.MAX_ITER"], 0.999),
+        ({"IMS_PER_BATCH": 16}, [], 0.999),
+    ],
+)
+def test_the_average_is_over_as_many_images(cfg, opts, keep, decay):
+    cfg.MODEL_EMA.DECAY = 0.999
+    cfg.SOLVER.merge_from_list([x for pair in opts.items() for x in pair])
+    scale_to_batch_size(cfg, keep=keep)
+    assert cfg.MODEL_EMA.DECAY == pytest.approx(decay, rel=1e-12)
+    scale_to_batch_size(cfg)
+    assert cfg.MODEL_EMA.DECAY == pytest.approx(decay, rel=1e-12)
+
+
 def test_what_was_set_by_hand_stays(cfg):
     cfg.SOLVER.IMS_PER_BATCH = 32
     scale_to_batch_size(cfg, keep=["SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"])
