@@ -8,6 +8,7 @@ More views of each image: --eval-only ... TEST.AUG.ENABLED True
 import logging
 
 from detectron2.engine import default_argument_parser
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from fcos_d2.engine import Trainer, evaluate, launch, setup
@@ -18,19 +19,34 @@ from fcos_d2.visualization.report import write_report
 def main(args):
     """Run on one rank, with Detectron2's own arguments."""
     cfg = setup(args)
-    if args.eval_only:
-        results = evaluate(cfg, resume=args.resume)
-    else:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+    if not args.eval_only:
+        return train(cfg, args.resume)
+    results = evaluate(cfg, resume=args.resume)
+    draw(cfg.OUTPUT_DIR)
+    return results
+
+
+def train(cfg, resume):
+    """Train and draw: after each evaluation, and where something else ends the training."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.register_hooks([EvalHook(cfg.TEST.EVAL_PERIOD, lambda: draw(cfg.OUTPUT_DIR))])
+    try:
         results = trainer.train()
-    if comm.is_main_process():
+    except (Exception, KeyboardInterrupt) as error:
+        draw(cfg.OUTPUT_DIR)
+        if isinstance(error, FloatingPointError):  # every rank has it; the first to end ends all
+            comm.synchronize()
+        raise
+    if results is None:  # nothing was left to train, so there was no evaluation
         draw(cfg.OUTPUT_DIR)
     return results
 
 
 def draw(output_dir):
     """Draw the run's pictures and write its report; what goes wrong takes no result away."""
+    if not comm.is_main_process():
+        return
     for what, make in (("pictures", plot_run), ("report", lambda path: [write_report(path)])):
         try:
             for path in make(output_dir):

@@ -61,6 +61,8 @@ def _commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != folder:
+            return None  # installed somewhere inside of another project
         commit = git("rev-parse", "--short=12", "HEAD")
         return commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):

@@ -61,7 +61,10 @@ def test_evaluation_alone_gives_the_same_tables(trained):
         json.loads((folder / name / "inference" / "shapes_test_4" / "evaluation.json").read_text())
         for name in ("out", "again")
     ]
+    models = [table.pop("model") for table in tables]
     assert tables[0] == tables[1]
+    assert [model["weights"] for model in models] == [None, "out/model_final.pth"]
+    assert models[0]["iteration"] == models[1]["iteration"] == 24
     assert (folder / "again" / "detections.png").is_file()
 
 

@@ -1,10 +1,13 @@
 """What is wrong or odd in the data of a run, and which of its objects training can learn."""
 
+import itertools
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from detectron2.config import CfgNode
 from PIL import Image
@@ -38,6 +41,8 @@ from ..visualization.assignment import draw_assignment
 from .checks import check_training, set_num_classes
 
 _MAX_OVERLAYS = 12
+
+logger = logging.getLogger(__name__)
 
 
 class DatasetReport(NamedTuple):
@@ -206,8 +211,8 @@ def write_overlays(
 ) -> list[Path]:
     """Draw the training locations of a dozen images of each source to train on.
 
-    Images with most objects that have no location come first. Images that can't be read are left
-    out.
+    Images with most objects that have no location come first. An image that can't be drawn is
+    passed over, with a warning.
 
     Args:
         report: of :func:`inspect_datasets`, with the same ``cfg`` and ``min_size``.
@@ -219,21 +224,33 @@ def write_overlays(
         Paths of the pictures.
     """
     paths = []
-    unreadable = {x.file for x in report.findings if x.kind == "bad image"}
     for source in report.sources:
         assignment = report.assignments.get(source.name)
         if assignment is None:
             continue
         uncovered = assignment.objects[assignment.objects["positives"] == 0]
         counts = uncovered["image_id"].value_counts().to_dict()
-        records = [x for x in source.records if x["file_name"] not in unreadable]
-        records.sort(key=lambda x: (-counts.get(x["image_id"], 0), not x["annotations"]))
-        for record in records[:_MAX_OVERLAYS]:
+        records = sorted(
+            source.records, key=lambda x: (-counts.get(x["image_id"], 0), not x["annotations"])
+        )
+        pictures = _draw_records(records, cfg, source.class_names, min_size)
+        for record, picture in itertools.islice(pictures, _MAX_OVERLAYS):
             name = f"{dataset_slug(source.name)}_{dataset_slug(str(record['image_id']))}.png"
-            picture = draw_assignment(
-                record, cfg, class_names=source.class_names, min_size=min_size
-            )
             with atomic_path(Path(folder) / name) as temporary:
                 Image.fromarray(picture).save(temporary, format="png")
             paths.append(Path(folder) / name)
     return paths
+
+
+def _draw_records(
+    records: Sequence[dict], cfg: CfgNode, class_names: Sequence[str], min_size: int | None
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """Each record that can be drawn, and its picture."""
+    for record in records:
+        try:
+            picture = draw_assignment(record, cfg, class_names=class_names, min_size=min_size)
+        except (OSError, ValueError) as error:
+            message = " ".join(str(error).split())
+            logger.warning("not drawn: %s (%s)", record["file_name"], message)
+        else:
+            yield record, picture

@@ -167,7 +167,8 @@ def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
         spread = table.AP50.max() - table.AP50.min() if len(table) > 1 else float("nan")
         rows.append({"choice": choice, "seeds": len(table), **table.mean(), "spread": spread})
     result = pd.DataFrame(rows)
-    result["change"] = result.AP50 - result.AP50[result.choice == BASE].item()
+    change = result.AP50 - result.AP50[result.choice == BASE].item()
+    result.insert(result.columns.get_loc("spread"), "change", change)
     return result.sort_values("AP50", ascending=False, ignore_index=True)
 
 

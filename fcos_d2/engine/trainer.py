@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import CallbackHook, EvalHook
+from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicWriter
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
@@ -22,6 +22,7 @@ from ..checkpoint import FCOSCheckpointer
 from ..data import DetectionDatasetMapper, class_names, load_records
 from ..data.loader import TrainLoader, build_train_loader
 from ..evaluation import DetectionEvaluator
+from ..evaluation.evaluator import ModelInfo
 from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
 from ..modeling.optimize import inference_options, optimize_for_inference
@@ -149,6 +150,8 @@ class Trainer(DefaultTrainer):
             best = BestCheckpoint(self.checkpointer, metric, self.cfg.TEST.EARLY_STOP_PATIENCE)
         hooks[at] = EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(best))
         hooks.insert(at, best)
+        if isinstance(hooks[-1], PeriodicWriter):  # on the main process
+            hooks[-1] = _Writer(hooks[-1]._writers)
         if self.ema is not None:
             update = self.ema.update
             # Behind the timer, and before the weights are saved.
@@ -156,11 +159,22 @@ class Trainer(DefaultTrainer):
         return hooks
 
     def _evaluate(self, best: BestCheckpoint | None) -> dict:
+        iteration = min(self.iter, self.max_iter - 1)
+        info = ModelInfo(iteration=iteration, ema=self.ema is not None)
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self._last_eval_results = self.test(self.cfg, self.model)
+            self._last_eval_results = self._test(self.cfg, self.model, info)
         if best is not None:
             best.judge(self._last_eval_results)
         return self._last_eval_results
+
+    @classmethod
+    def _test(cls, cfg: CfgNode, model: nn.Module, info: ModelInfo) -> dict:
+        """Test as :meth:`test` does; ``evaluation.json`` says what it was that was tested."""
+        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+        for evaluator in evaluators:
+            if isinstance(evaluator, DetectionEvaluator):
+                evaluator.model = info
+        return cls.test(cfg, model, evaluators)
 
     def build_writers(self) -> list[EventWriter]:
         """Build Detectron2's writers; metrics.json gets each written iteration's own values.
@@ -213,6 +227,18 @@ class Trainer(DefaultTrainer):
         return DetectionEvaluator(dataset_name, records, class_names(dataset_name), **options)
 
 
+class _Writer(PeriodicWriter):
+    """Writes after each evaluation too, so that hooks behind it find it in metrics.json."""
+
+    def after_step(self) -> None:
+        period = self.trainer.cfg.TEST.EVAL_PERIOD
+        if period > 0 and (self.trainer.iter + 1) % period == 0:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
+
+
 def distribute(model: nn.Module) -> nn.Module:
     """Wrap a model so that gradients are averaged over ranks, where there are several.
 
@@ -251,7 +277,17 @@ def evaluate(cfg, resume: bool = False) -> dict:
     checkpointer = FCOSCheckpointer(
         model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TEST[0]), for_inference=True
     )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    resume = resume and checkpointer.has_checkpoint()
+    weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    info = ModelInfo(
+        weights,
+        loaded.get("iteration"),
+        ema="ema" in loaded["trainer"] if "trainer" in loaded else None,
+        tta=cfg.TEST.AUG.ENABLED,
+        optimize=cfg.TEST.OPTIMIZE,
+        compile=cfg.TEST.COMPILE,
+    )
     if options:
         model = optimize_for_inference(model, **options)
     if cfg.TEST.AUG.ENABLED:
@@ -259,4 +295,4 @@ def evaluate(cfg, resume: bool = False) -> dict:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.MIN_SIZE_TEST = 0  # each view is resized from the image as it is
-    return Trainer.test(cfg, model)
+    return Trainer._test(cfg, model, info)

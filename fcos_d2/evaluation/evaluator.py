@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -19,6 +20,26 @@ RESULTS_FILE = "coco_instances_results.json"
 TABLES_FILE = "evaluation.json"
 
 logger = logging.getLogger(__name__)
+
+
+class ModelInfo(NamedTuple):
+    """What is evaluated, for ``evaluation.json``.
+
+    Attributes:
+        weights: the file, as it was named; None for a model that is being trained.
+        iteration: of the training, counted from 0 as in the names of checkpoints; None: not known.
+        ema: whether the weights are averaged ones; None: not known.
+        tta: with test-time augmentation.
+        optimize: TEST.OPTIMIZE.
+        compile: TEST.COMPILE.
+    """
+
+    weights: str | None = None
+    iteration: int | None = None
+    ema: bool | None = None
+    tta: bool = False
+    optimize: str = "none"
+    compile: bool = False
 
 
 class DetectionEvaluator(DatasetEvaluator):
@@ -39,6 +60,9 @@ class DetectionEvaluator(DatasetEvaluator):
         json_file: the dataset's COCO annotation file, if it comes from one.
         distributed: gather the predictions of all ranks; the main process alone has results.
 
+    Attributes:
+        model: what is evaluated, for ``evaluation.json``; None where nobody says.
+
     Raises:
         ValueError: two records share an image id, or the categories of ``json_file`` are not
             ``class_names``.
@@ -53,6 +77,7 @@ class DetectionEvaluator(DatasetEvaluator):
         json_file: str | None = None,
         distributed: bool = True,
     ) -> None:
+        self.model: ModelInfo | None = None
         self._dataset_name = dataset_name
         self._records = records
         self._class_names = list(class_names)
@@ -135,6 +160,7 @@ class DetectionEvaluator(DatasetEvaluator):
         ]
         return {
             "dataset": self._dataset_name,
+            "model": self.model._asdict() if self.model else None,
             "class_names": names,
             "category_ids": self._category_ids,
             "num_images": len(records),

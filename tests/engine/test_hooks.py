@@ -167,9 +167,8 @@ def test_the_best_value_is_in_metrics_json(make_trainer):
     trainer.train()
     lines = [json.loads(line) for line in read(trainer, "metrics.json").splitlines()]
     values = {x["iteration"]: (x["bbox/AP"], x["bbox/AP_best"]) for x in lines if "bbox/AP" in x}
-    # Of the last 20 iterations the newest values are written, at the end those of the last
-    # evaluation, which Detectron2 puts one iteration further.
-    assert values == {3: (30, 30), 6: (20, 30)}
+    # Detectron2 puts the last evaluation one iteration further.
+    assert values == {1: (10, 10), 3: (30, 30), 6: (20, 30)}
 
 
 # 10 and 20 are improvements, then come three evaluations that are none: 15, the same, nan.
@@ -192,7 +191,8 @@ def test_a_run_stops_when_patience_is_used_up(make_trainer, caplog):
     )
     assert "Exception" not in caplog.text
     lines = [json.loads(line) for line in read(trainer, "metrics.json").splitlines()]
-    assert [x["iteration"] for x in lines if "bbox/AP" in x and "total_loss" in x] == [9]
+    evaluated = [x["iteration"] for x in lines if "bbox/AP" in x and "total_loss" in x]
+    assert evaluated == [1, 3, 5, 7, 9]
 
 
 def test_one_more_would_not_have_stopped_it(make_trainer):

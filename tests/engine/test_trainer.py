@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,42 @@ def test_evaluation_gives_the_table_of_the_training(make_args):
             assert value == trained[f"{task}/{name}"] or value != value
     assert {"AP", "AP50", "AP75", "AR100"} <= set(alone["bbox"])
     assert {"AP50_11point", "AP50_area"} <= set(alone["voc"])
+
+
+def read_model(cfg):
+    """What evaluation.json says was evaluated."""
+    (path,) = Path(cfg.OUTPUT_DIR).glob("inference/*/evaluation.json")
+    return json.loads(path.read_text())["model"]
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_tables_say_what_was_evaluated(make_args, ema):
+    average = ("MODEL_EMA.ENABLED", str(ema))
+    cfg = train(make_args("SOLVER.MAX_ITER", "3", *average))
+    trained = {"weights": None, "iteration": 2, "ema": ema, "tta": False}
+    trained = {**trained, "optimize": "none", "compile": False}
+    assert read_model(cfg) == trained
+
+    final, best = (os.path.join(cfg.OUTPUT_DIR, f"model_{x}.pth") for x in ("final", "best"))
+    faster = ("MODEL.WEIGHTS", final, "TEST.OPTIMIZE", "bfloat16")
+    evaluate(setup(make_args(*faster, eval_only=True)))
+    assert read_model(cfg) == {**trained, "weights": final, "optimize": "bfloat16"}
+    views = ("TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)")
+    evaluate(setup(make_args(*views, eval_only=True, resume=True)), resume=True)
+    assert read_model(cfg) == {**trained, "weights": final, "tta": True}
+    # It holds weights alone, which don't tell whether they are an average.
+    evaluate(setup(make_args("MODEL.WEIGHTS", best, eval_only=True)))
+    assert read_model(cfg) == {**trained, "weights": best, "ema": None}
+
+
+def test_an_evaluation_is_written_before_later_iterations(make_args):
+    """Detectron2 would write those after 6 and 12 iterations with the losses of the 20th."""
+    cfg = train(make_args("SOLVER.MAX_ITER", "21", "TEST.EVAL_PERIOD", "6"))
+    lines = read_metrics(cfg)
+    iterations = [line["iteration"] for line in lines]
+    assert iterations == sorted(iterations)
+    assert [x["iteration"] for x in lines if "bbox/AP" in x] == [5, 11, 17, 21]
+    assert [x["iteration"] for x in lines if "total_loss" in x] == [5, 11, 17, 19, 20]
 
 
 def test_evaluation_of_untrained_weights_is_refused(make_args):

@@ -10,6 +10,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from fcos_d2.evaluation import DetectionEvaluator
+from fcos_d2.evaluation.evaluator import ModelInfo
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -95,6 +96,24 @@ def test_perfect_predictions(tmp_path):
     assert (dog["name"], dog["num_ground_truth"], dog["num_ignored"]) == ("dog", 1, 1)
     assert dog["AP50_area"] == pytest.approx(100)
     assert sorted(os.listdir(tmp_path)) == ["coco_instances_results.json", "evaluation.json"]
+
+
+def test_the_tables_say_what_was_evaluated(tmp_path):
+    evaluator = DetectionEvaluator("pets", make_records(), NAMES, tmp_path)
+    written = []
+    for model in (None, ModelInfo("a.pth", 7, ema=True, optimize="bfloat16")):
+        evaluator.model = model
+        evaluator.evaluate()
+        written.append(json.loads((tmp_path / "evaluation.json").read_text())["model"])
+    assert written[0] is None
+    assert written[1] == {
+        "weights": "a.pth",
+        "iteration": 7,
+        "ema": True,
+        "tta": False,
+        "optimize": "bfloat16",
+        "compile": False,
+    }
 
 
 def test_a_box_keeps_its_corners(tmp_path):

@@ -49,8 +49,8 @@ def test_options_behind_the_others(rank_runs, plan, tmp_path, capsys):
     arguments = [plan, "--output", tmp_path / "out", "--table", table, "MODEL.WEIGHTS", "w.pth"]
     assert rank_runs.main([str(x) for x in arguments]) == 0
     rows = [[x.strip() for x in line.split("|")[1:-1]] for line in table.read_text().splitlines()]
-    assert rows[0] == ["choice", "seeds", "AP", "AP50", "AP75", "spread", "change"]
-    assert rows[2] == ["more", "1", "11.8", "23.5", "1.0", "nan", "3.5"]
+    assert rows[0] == ["choice", "seeds", "AP", "AP50", "AP75", "change", "spread"]
+    assert rows[2] == ["more", "1", "11.8", "23.5", "1.0", "3.5", "nan"]
     assert rows[3][:4] == ["base", "1", "10.0", "20.0"]
     assert table.read_text().strip() in capsys.readouterr().out
 

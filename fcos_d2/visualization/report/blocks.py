@@ -20,11 +20,11 @@ class Text(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The main numbers, each with its name, and a line about what they were measured on."""
+    """The main numbers, each with its name, and lines about what they were measured on."""
 
     title: str
     values: list[tuple[str, str]]
-    note: str
+    notes: list[str]
     kind: str = "tiles"
 
 
@@ -81,9 +81,21 @@ def build_section(anchor: str, title: str, build: Callable[[], Sequence[Block]])
     start = time.perf_counter()
     try:
         section = Section(anchor, title, build())
-    except (OSError, ValueError) as error:
-        missing = " ".join(str(error).split())
-        logger.warning("%s: %s", title, missing)
-        return Section(anchor, title, missing=missing)
+    except Exception as error:
+        return Section(anchor, title, missing=explain(error, title))
     logger.info("%s: %.1f s", title, time.perf_counter() - start)
     return section
+
+
+def explain(error: Exception, title: str) -> str:
+    """Log and return why a part of the report is missing.
+
+    A report is read where something went wrong, so no error of any kind in one part may cost the
+    others. One that was not foreseen is logged with its traceback.
+    """
+    message = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError)):
+        logger.warning("%s: %s", title, message)
+        return message
+    logger.exception("%s could not be made:", title)
+    return f"could not be made: {type(error).__name__}: {message}"

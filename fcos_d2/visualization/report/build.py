@@ -19,10 +19,9 @@ from ...evaluation.assignment import Assignment, assignment_table, summarize_ass
 from ...files import atomic_path
 from ..assignment import draw_assignment
 from . import figures
-from .blocks import Beside, Block, Figures, Folded, Shots, Text, build_section
+from .blocks import Beside, Block, Figures, Folded, Shots, Text, build_section, explain
 from .gather import Run, changed_settings, describe_checkpoints, gather_run, load_source
 from .pictures import Shot, jpeg
-from .provenance import read_commands
 from .results import result_sections, result_tiles
 from .tables import table
 
@@ -101,9 +100,9 @@ def _summary(run: Run) -> list[Block]:
     blocks: list[Block] = []
     for results in run.results:
         try:
-            blocks.append(result_tiles(results))
-        except ValueError as error:
-            blocks.append(Text(str(error)))
+            blocks.append(result_tiles(results, run.best))
+        except Exception as error:
+            blocks.append(Text(f"{results.dataset}: {explain(error, 'Summary')}"))
     if not blocks:
         raise ValueError("This folder has no evaluation, and its config no DATASETS.TEST.")
     return blocks
@@ -116,7 +115,14 @@ def _curves(run: Run) -> list[Block]:
         "Losses and counts as written (thin) and as a moving average over a twentieth of the "
         "points (thick)."
     )
-    return [Text(text), Figures(figures.training_curves(run.history))]
+    blocks: list[Block] = [Text(text), Figures(figures.training_curves(run.history))]
+    if run.commands and "--eval-only" in run.commands[-1]["command"].split():
+        other = (
+            "The run's last command was --eval-only: the curves are of the training, the results "
+            "and the config of the weights that were evaluated last."
+        )
+        blocks.insert(0, Text(other))
+    return blocks
 
 
 def _assignment(run: Run) -> list[Block]:
@@ -160,8 +166,9 @@ def _overlays(
         image_id = record["image_id"]
         try:
             image = draw_assignment(record, run.cfg, class_names=names)
-        except OSError as error:
-            logger.warning("not drawn: %s (%s)", record["file_name"], error)
+        except (OSError, ValueError) as error:
+            message = " ".join(str(error).split())
+            logger.warning("not drawn: %s (%s)", record["file_name"], message)
             continue
         words = f"{lost[image_id]} of {trained[image_id]} objects without a location"
         picture = jpeg(image, f"{image_id}, positive locations: {words}", _OVERLAY_SIDE)
@@ -177,7 +184,7 @@ def _choose(records: list[dict], count: int) -> list[dict]:
 
 def _run(run: Run) -> list[Block]:
     blocks: list[Block] = []
-    commands = read_commands(run.folder)
+    commands = run.commands
     if commands:
         rows = [(str(x["environment"].get("date", "–")), x["command"]) for x in commands]
         frame = pd.DataFrame(rows, columns=["date", "command"]).set_index("date")
@@ -188,7 +195,8 @@ def _run(run: Run) -> list[Block]:
         frame = pd.DataFrame({"value": versions}).rename_axis("of the latest")
         blocks.append(Beside([table(frame, "Versions and hardware.")]))
     else:
-        blocks.append(Text("Neither commands.json nor log.txt tells the command and versions."))
+        nothing = "Neither commands.json nor log.txt tells the command and versions."
+        blocks.append(Text(run.problems.get("commands", nothing)))
     blocks += _config(run)
     checkpoints = pd.DataFrame(describe_checkpoints(run.folder))
     if checkpoints.empty:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from ...checkpoint import read_checkpoint
 from ...config import add_fcos_config
 from ...data import class_names, load_records, register_source
 from ...evaluation.evaluator import RESULTS_FILE, TABLES_FILE
@@ -18,10 +19,12 @@ from ...evaluation.records import check_predictions
 from ...files import dataset_slug
 from ..curves import read_metrics
 from ..run import read_json, read_results
+from .provenance import read_commands
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINTS = ("model_best.pth", "model_final.pth")
+BEST_FILE = "model_best.pth"
+_CHECKPOINTS = (BEST_FILE, "model_final.pth")
 _PROPOSALS_FILE = "box_proposals.pkl"  # Detectron2's name
 
 
@@ -41,6 +44,14 @@ class Results(NamedTuple):
     problems: dict[str, str]
 
 
+class Best(NamedTuple):
+    """The evaluation whose weights are in ``model_best.pth``."""
+
+    metric: str  # as in metrics.json
+    value: float
+    iteration: int  # counted from 0, as in the names of checkpoints
+
+
 class Run(NamedTuple):
     """What is in a run's folder; ``problems`` as in :class:`Results`."""
 
@@ -52,6 +63,8 @@ class Run(NamedTuple):
     cfg: CfgNode | None  # the same over the defaults of today's version
     history: list[dict]  # lines of metrics.json
     results: list[Results]
+    best: Best | None
+    commands: list[dict]  # as read_commands gives them
     problems: dict[str, str]
 
 
@@ -77,10 +90,24 @@ def gather_run(output_dir: str | os.PathLike) -> Run:
     text, settings = _read_config(folder / "config.yaml", problems)
     cfg = _merge(settings, problems)
     history = _read_history(folder / "metrics.json", problems)
+    best = _read_best(folder / BEST_FILE)
+    commands = _read_commands(folder, problems)
     names = _test_sets(folder, settings)
     results = [_read_test_set(folder, name, history, len(names) == 1) for name in names]
     date = datetime.datetime.fromtimestamp(max(path.stat().st_mtime for path in left))
-    return Run(folder, folder.name, date, settings, text, cfg, history, results, problems)
+    return Run(
+        folder,
+        folder.name,
+        date,
+        settings,
+        text,
+        cfg,
+        history,
+        results,
+        best,
+        commands,
+        problems,
+    )
 
 
 def load_source(names: Sequence[str]) -> tuple[str, list[dict], list[str]]:
@@ -194,6 +221,25 @@ def _read_history(path: Path, problems: dict[str, str]) -> list[dict]:
     return history
 
 
+def _read_best(path: Path) -> Best | None:
+    try:
+        checkpoint = read_checkpoint(str(path), lazy=True)
+        return Best(**checkpoint["best"], iteration=checkpoint["iteration"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s does not tell the best evaluation: %s", path, error)
+    return None
+
+
+def _read_commands(folder: Path, problems: dict[str, str]) -> list[dict]:
+    try:
+        return read_commands(folder)
+    except (OSError, ValueError) as error:
+        problems["commands"] = f"{error}"
+        return []
+
+
 def _test_sets(folder: Path, settings: dict[str, Any]) -> list[str]:
     """DATASETS.TEST; where the config names none, the data sets that left an evaluation."""
     datasets = settings.get("DATASETS")
@@ -221,7 +267,7 @@ def _read_test_set(folder: Path, name: str, history: list[dict], only: bool) -> 
     else:
         try:
             evaluation = read_json(place / TABLES_FILE)
-            names = list(evaluation["class_names"])
+            names = [str(name) for name in evaluation["class_names"]]
             predictions, _ = read_results(place)
         except (OSError, ValueError, KeyError, TypeError) as error:
             what = "predictions" if names else "evaluation"

@@ -1,7 +1,8 @@
 """The sections about one test set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,8 @@ from ...evaluation import analysis
 from ...evaluation.analysis import PrecisionRecall
 from ...evaluation.coco import COCO_ROWS
 from . import figures
-from .blocks import Beside, Block, Figures, Section, Shots, Text, Tiles, build_section
-from .gather import Results
+from .blocks import Beside, Block, Figures, Section, Shots, Text, Tiles, build_section, explain
+from .gather import BEST_FILE, Best, Results
 from .pictures import choose_images, draw_pairs
 from .tables import table
 
@@ -36,25 +37,60 @@ _TILES = (
 )
 
 
-def result_tiles(results: Results) -> Tiles:
-    """The main numbers of a test set.
+def result_tiles(results: Results, best: Best | None = None) -> Tiles:
+    """The main numbers of a test set, what was evaluated, and whether another one was better.
 
     Raises:
         ValueError: it has no evaluation.
     """
     if results.proposals is not None:
         values = [(name, _percent(value)) for name, value in results.proposals.items()]
-        return Tiles(results.dataset, values, "Average recall of region proposals, %.")
+        return Tiles(results.dataset, values, ["Average recall of region proposals, %."])
     evaluation = results.evaluation
     if evaluation is None:
-        raise ValueError(f"{results.dataset}: {results.problems['evaluation']}")
+        raise ValueError(results.problems["evaluation"])
     values = [(label, _percent(evaluation[table].get(key))) for label, table, key in _TILES]
     note = "{num_images} images, {num_ground_truth} objects and {num_ignored} ignored ones, "
     note = (note + "{num_predictions} predictions; numbers in percent.").format(**evaluation)
     unseen = evaluation["num_images"] - evaluation["num_processed_images"]
     if unseen:
         note += f" {unseen} images were not processed and count as without predictions."
-    return Tiles(results.dataset, values, note)
+    model = evaluation.get("model") or {}  # older versions don't tell
+    notes = [note, _describe_model(model), _describe_best(model.get("iteration"), best)]
+    return Tiles(results.dataset, values, [text for text in notes if text])
+
+
+def _describe_model(model: Mapping[str, Any]) -> str:
+    """What was evaluated; nothing where that is not known.
+
+    Args:
+        model: as in ``evaluation.json``.
+    """
+    if not model:
+        return ""
+    parts = [
+        model["weights"] or "the model in training",
+        None if model["iteration"] is None else f"iteration {model['iteration']}",
+        "averaged weights (EMA)" if model["ema"] else None,
+        "test-time augmentation" if model["tta"] else None,
+        None if model["optimize"] == "none" else f"TEST.OPTIMIZE {model['optimize']}",
+        "TEST.COMPILE" if model["compile"] else None,
+    ]
+    return f"Evaluated: {', '.join(filter(None, parts))}."
+
+
+def _describe_best(iteration: int | None, best: Best | None) -> str:
+    """Which evaluation was the best, where the results are not its own.
+
+    Args:
+        iteration: of the results; None if it is not known.
+        best: of the training; None if it is not known.
+    """
+    if best is None or iteration == best.iteration:
+        return ""
+    start = "The" if iteration is None else f"Results of iteration {iteration}; the"
+    measured = f"{best.metric} {_percent(best.value)} at iteration {best.iteration}"
+    return f"{start} best, {measured}, is {BEST_FILE}."
 
 
 def result_sections(results: Results) -> Section:
@@ -66,8 +102,9 @@ def result_sections(results: Results) -> Section:
     try:
         curves = analysis.precision_recall(*_needed(results))
         score_thresh = _operating_threshold(results)
-    except ValueError as error:
-        return Section(results.slug, title, missing=f"No analysis: {error}", parts=parts)
+    except Exception as error:
+        missing = f"No analysis: {explain(error, title)}"
+        return Section(results.slug, title, missing=missing, parts=parts)
     builders = (
         ("pr", "Precision and recall", partial(_precision_recall, curves=curves)),
         ("confusion", "Confusion of classes", partial(_confusion, score_thresh=score_thresh)),

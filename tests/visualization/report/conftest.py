@@ -53,7 +53,7 @@ def make_run():
     return _make_run
 
 
-def _make_run(folder, sources, meta_architecture="FCOS"):
+def _make_run(folder, sources, meta_architecture="FCOS", model=None):
     """Config, curves, checkpoint and the results of :func:`_predict` on each source."""
     folder.mkdir(exist_ok=True)
     cfg = get_cfg()
@@ -74,6 +74,7 @@ def _make_run(folder, sources, meta_architecture="FCOS"):
         records = load_records(source)
         place = folder / "inference" / dataset_slug(source)
         evaluator = DetectionEvaluator(source, records, class_names(source), place)
+        evaluator.model = model
         for record in records:
             evaluator.process([record], [{"instances": _predict(record, len(class_names(source)))}])
         evaluator.evaluate()

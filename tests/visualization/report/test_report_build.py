@@ -6,11 +6,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from fcos_d2.evaluation import analysis
+from fcos_d2.evaluation.evaluator import ModelInfo
 from fcos_d2.files import dataset_slug
 from fcos_d2.visualization.report import build, results, write_report
-from fcos_d2.visualization.report.gather import gather_run
+from fcos_d2.visualization.report.gather import Best, gather_run
+from fcos_d2.visualization.report.provenance import record_command
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +96,118 @@ def test_of_a_large_data_set_some_images_are_assigned(run, monkeypatch):
     first, second = (build._assignment(gather_run(run)) for _ in range(2))
     assert first == second
     assert "5 images, chosen at random, of the 12 of voc:" in first[0].text
+
+
+def test_an_error_that_nobody_foresaw_costs_its_section_alone(run, shapes_source, caplog):
+    """A backbone of the user's own, and tables of another form."""
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("build_fcos_resnet_fpn_backbone", "my_own"))
+    path = run / "inference" / dataset_slug(shapes_source) / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    del evaluation["bbox"], evaluation["per_class"]
+    path.write_text(json.dumps(evaluation))
+    page = write_report(run).read_text()
+    assert f"<p>{shapes_source}: could not be made: KeyError: &#39;bbox&#39;</p>" in page
+    tables, curves, assignment = missing(page)
+    assert tables == "could not be made: KeyError: &#39;bbox&#39;"
+    assert curves == "could not be made: KeyError: &#39;per_class&#39;"
+    assert assignment.startswith("could not be made: KeyError:") and "my_own" in assignment
+    assert {"Training", "Confusion of classes", "The run"} <= set(titles(page))
+    assert "Assignment of locations could not be made:\nTraceback" in caplog.text
+
+
+def test_an_analysis_that_fails_costs_the_others_alone(run, monkeypatch):
+    monkeypatch.setattr(analysis, "precision_recall", lambda *inputs: [] + 1)
+    page = write_report(run).read_text()
+    (text,) = missing(page)
+    assert text.startswith("No analysis: could not be made: TypeError: can only concatenate")
+    assert {"Summary", "AP", "Training", "Assignment of locations"} <= set(titles(page))
+
+
+def test_an_image_that_has_changed_is_not_drawn(run, monkeypatch, caplog):
+    """Of another size than its record says, which is no OSError."""
+    monkeypatch.setattr(build, "_NUM_OVERLAYS", 2)
+    found = gather_run(run)
+    (results,) = found.results
+    records = [dict(x) for x in results.records if x["annotations"]][:2]
+    records[0]["file_name"] = str(run / "other.png")
+    Image.new("RGB", (3, 3)).save(records[0]["file_name"])
+    monkeypatch.setattr(build, "load_source", lambda names: ("x", records, results.class_names))
+    shots = build._assignment(found)[-1].shots
+    assert [shot.name for shot in shots] == [str(records[1]["image_id"])]
+    assert "other.png (Mismatched image shape" in caplog.text
+
+
+def notes(page):
+    """The lines under the numbers, but for the one that counts images."""
+    return re.findall(r'<p class="note">(.*)</p>', page)[1:]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (None, None),
+        (ModelInfo(iteration=399), "the model in training, iteration 399"),
+        (
+            ModelInfo(iteration=399, ema=True),
+            "the model in training, iteration 399, averaged weights (EMA)",
+        ),
+        (ModelInfo("a<b.pth", tta=True), "a&lt;b.pth, test-time augmentation"),
+        (
+            ModelInfo("a.pth", 9, optimize="bfloat16", compile=True),
+            "a.pth, iteration 9, TEST.OPTIMIZE bfloat16, TEST.COMPILE",
+        ),
+    ],
+)
+def test_what_was_evaluated_is_said(make_run, hostile_source, tmp_path, model, words):
+    page = write_report(make_run(tmp_path / "run", [hostile_source], model=model)).read_text()
+    assert notes(page) == ([f"Evaluated: {words}."] if words else [])
+
+
+def test_results_of_an_older_version_say_nothing_of_the_model(run, shapes_source):
+    path = run / "inference" / dataset_slug(shapes_source) / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    del evaluation["model"]
+    path.write_text(json.dumps(evaluation))
+    page = write_report(run).read_text()
+    assert missing(page) == notes(page) == []
+
+
+def test_the_best_evaluation_is_named_where_another_is_shown(make_run, shapes_source, tmp_path):
+    model = ModelInfo(iteration=399)
+    found = gather_run(make_run(tmp_path / "run", [shapes_source], model=model))
+    best = Best("bbox/AP", 43.54, 199)
+
+    def notes_of(best, **model):
+        evaluation = {**found.results[0].evaluation, "model": model}
+        results_ = found.results[0]._replace(evaluation=evaluation)
+        (tiles,) = build._summary(found._replace(results=[results_], best=best))
+        return tiles.notes[2:] if model else tiles.notes[1:]
+
+    shown = found.results[0].evaluation["model"]
+    text = "best, bbox/AP 43.5 at iteration 199, is model_best.pth."
+    assert notes_of(best, **shown) == [f"Results of iteration 399; the {text}"]
+    assert notes_of(best, **{**shown, "iteration": None}) == [f"The {text}"]
+    assert notes_of(best) == [f"The {text}"]
+    assert notes_of(best._replace(iteration=399), **shown) == []
+    assert notes_of(None, **shown) == []
+
+
+def test_the_best_evaluation_is_on_the_page(run):
+    best = {"metric": "bbox/AP", "value": 43.54}
+    torch.save({"model": {}, "iteration": 199, "best": best}, run / "model_best.pth")
+    assert notes(write_report(run).read_text()) == [
+        "The best, bbox/AP 43.5 at iteration 199, is model_best.pth."
+    ]
+
+
+def test_curves_of_a_training_beside_results_of_other_weights(run):
+    commands = (["train_net.py"], ["train_net.py", "--eval-only", "MODEL.WEIGHTS", "a.pth"])
+    for command, other in zip(commands, (False, True), strict=True):
+        record_command(run, command, "cpu")
+        blocks = build._curves(gather_run(run))
+        assert ("last command was --eval-only" in blocks[0].text) == other
+        assert blocks[-1].kind == "figures"
 
 
 def test_threshold_of_best_f1_over_all_classes(run):

@@ -4,12 +4,14 @@ import json
 import os
 
 import pytest
+import torch
 import yaml
 from detectron2.config import get_cfg
 
 from fcos_d2 import add_fcos_config
 from fcos_d2.files import dataset_slug
 from fcos_d2.visualization.report.gather import (
+    Best,
     changed_settings,
     describe_checkpoints,
     gather_run,
@@ -144,6 +146,29 @@ def test_checkpoints(run):
             "sha256": "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c",
         }
     ]
+
+
+def test_the_best_evaluation_is_what_its_checkpoint_says(run, caplog):
+    path = run / "model_best.pth"
+    assert gather_run(run).best is None and not caplog.text
+    best = {"metric": "bbox/AP", "value": 43.5}
+    torch.save({"model": {}, "iteration": 199, "best": best}, path)
+    assert gather_run(run).best == Best("bbox/AP", 43.5, 199) and not caplog.text
+    for content in (b"broken", None):
+        path.write_bytes(content) if content else torch.save({"model": {}}, path)
+        caplog.clear()
+        assert gather_run(run).best is None
+        assert "model_best.pth does not tell the best evaluation" in caplog.text
+
+
+def test_commands(run):
+    assert gather_run(run).commands == []
+    command = {"command": "python train_net.py", "environment": {}}
+    (run / "commands.json").write_text(json.dumps([command]))
+    assert gather_run(run).commands == [command]
+    (run / "commands.json").write_text("{")
+    found = gather_run(run)
+    assert found.commands == [] and "is not a list of commands" in found.problems["commands"]
 
 
 def test_the_first_data_set_that_is_at_hand(shapes_source):
