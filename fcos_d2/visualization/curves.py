@@ -146,8 +146,8 @@ def draw_losses(ax: Axes, history: Sequence[dict]) -> None:
         _draw_smoothed(ax, history, "fcos/loss_ctr_excess", "loss_ctr above its floor", **style)
     totals = _series(history, "total_loss")[1]
     totals = totals[np.isfinite(totals)]
-    if totals.size:  # a spike at the start would press everything else flat
-        ax.set_ylim(0, 1.1 * max(np.percentile(totals, 98), totals[-1]) or 1)
+    if totals.size:  # a spike at the start would press everything else flat; room for the legend
+        ax.set_ylim(0, 1.35 * max(np.percentile(totals, 98), totals[-1]) or 1)
     ax.legend(frameon=False, fontsize=9)
 
 
