@@ -17,7 +17,8 @@ def dataset_slug(name: str) -> str:
     """A file name for a dataset: ``voc:a/VOC2007:train`` becomes ``voc_a_VOC2007_train``.
 
     Every character outside ``[A-Za-z0-9._-]`` becomes one underscore, and leading dots go, so that
-    no result folder is hidden or climbs. A very long name keeps its end and gets a hash in front.
+    no result folder is hidden or climbs. A name with letters beyond ASCII, which would all be
+    underscores, gets a hash in front; so does a very long one, of which the end is kept.
 
     Raises:
         ValueError: the name is empty or blank.
@@ -25,7 +26,7 @@ def dataset_slug(name: str) -> str:
     if not name.strip():
         raise ValueError("the name of a dataset is empty: it needs at least one character")
     slug = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".") or "_"
-    if len(slug) > _MAX_SLUG:
+    if len(slug) > _MAX_SLUG or not name.isascii():
         digest = hashlib.sha256(name.encode()).hexdigest()[:8]
         slug = f"{digest}_{slug[-(_MAX_SLUG - len(digest) - 1) :]}"
     return slug

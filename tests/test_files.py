@@ -30,6 +30,12 @@ def test_long_names_stay_short_and_apart():
         assert re.fullmatch(r"[A-Za-z0-9._-]+", slug)
 
 
+def test_names_beyond_ascii_stay_apart():
+    slugs = [dataset_slug(f"voc:data/{folder}:val") for folder in ("甲", "乙", "é")]
+    assert len(set(slugs)) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{8}_voc_data___val", slug) for slug in slugs)
+
+
 def test_an_empty_name_is_refused():
     with pytest.raises(ValueError, match="empty"):
         dataset_slug(" ")

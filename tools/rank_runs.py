@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcos_d2.engine.ranking import compare, execute, read_plan
+from fcos_d2.engine.ranking import compare, execute, is_done, read_plan
 from fcos_d2.files import atomic_path
 
 TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print the table and return the exit status."""
+    """Run, print the table and return the exit status: 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("plan", metavar="PLAN.yaml", help="as docs/results/r18_voc_choices.yaml")
     parser.add_argument("--output", type=Path, default=Path("output/ranking"), metavar="DIR")
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.table:
         with atomic_path(args.table) as temporary:
             temporary.write_text(table + "\n", encoding="utf-8")
-    return 0
+    done = [is_done(run, args.output / run.folder) for run in runs]
+    return 0 if args.only_table or all(done) else 1
 
 
 if __name__ == "__main__":

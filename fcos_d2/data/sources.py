@@ -1,6 +1,7 @@
 """Data sources by name: ``voc:PATH:SPLIT``, ``coco:JSON:IMAGES``, ``shapes:SPLIT:COUNT``."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -224,9 +225,15 @@ def _item_problem(kind: str, index: int, item: object, seen: set) -> str | None:
     missing = [key for key in _COCO_KEYS[kind] if not isinstance(item, dict) or key not in item]
     if missing:
         return f"{kind}[{index}] has no {missing[0]!r}."
-    if item["id"] in seen:
-        return f"{kind} repeats the id {item['id']}."
-    seen.add(item["id"])
+    number = item["id"]
+    if type(number) not in (int, float, str):
+        return f"{kind}[{index}] has the id {number!r}, which is neither a number nor a text."
+    # Detectron2 sorts them.
+    if seen and isinstance(number, str) != isinstance(next(iter(seen)), str):
+        return f"{kind}[{index}] has the id {number!r}: ids are all numbers or all texts."
+    if number in seen:
+        return f"{kind} repeats the id {number}."
+    seen.add(number)
     return None
 
 
@@ -234,29 +241,33 @@ def _image_problem(image: dict) -> str | None:
     if not isinstance(image["file_name"], str):
         return f"image {image['id']} has the file_name {image['file_name']!r}, which is no text."
     for key in ("height", "width"):
-        if type(image[key]) not in (int, float) or not image[key] > 0:
-            return f"image {image['id']} has the {key} {image[key]!r}, which is no positive number."
+        number = image[key]
+        if type(number) not in (int, float) or not 0 < number < math.inf or number % 1:
+            where = f"image {image['id']}"
+            return f"{where} has the {key} {number!r}: it has to be a whole number above 0."
     return None
 
 
 def _annotation_problem(annotation: dict, ids: dict[str, set]) -> str | None:
     where = f"annotation {annotation['id']}"
     for key, kind in (("category_id", "categories"), ("image_id", "images")):
-        if annotation[key] not in ids[kind]:
-            return f"{where} has the {key} {annotation[key]}, which is not there."
+        number = annotation[key]
+        if type(number) not in (int, float, str) or number not in ids[kind]:
+            return f"{where} has the {key} {number}, which is not there."
     box = annotation["bbox"]
     if not isinstance(box, list) or [type(v) in (int, float) for v in box] != [True] * 4:
         return f"{where} has the bbox {box!r}, which is not a list of 4 numbers."
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        return f"{where} has the iscrowd {annotation['iscrowd']!r}: it has to be 0 or 1."
     if annotation.get("ignore"):
         return f"{where} has 'ignore', which Detectron2 can't read: use 'iscrowd'."
     outlines = annotation.get("segmentation")
-    # Detectron2's loader drops the whole annotation, and its box would be background.
-    if (
-        outlines
-        and isinstance(outlines, list)
-        and not any(len(outline) >= 6 and len(outline) % 2 == 0 for outline in outlines)
-    ):
-        return f"{where} has a 'segmentation' without a polygon of 3 points: delete the key."
+    if outlines and isinstance(outlines, list):
+        if not all(isinstance(outline, list) for outline in outlines):
+            return f"{where} has a 'segmentation' that is no list of lists: delete the key."
+        # Detectron2's loader drops the whole annotation, and its box would be background.
+        if not any(len(outline) >= 6 and len(outline) % 2 == 0 for outline in outlines):
+            return f"{where} has a 'segmentation' without a polygon of 3 points: delete the key."
     return None
 
 
@@ -264,7 +275,10 @@ def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:
     """Check the records of a loader that is not this package's; leave bad boxes out or raise."""
     problems = Problems(name, skip)
     checked = []
-    for record in records:
+    for index, record in enumerate(records):
+        for key in ("file_name", "height", "width"):
+            if key not in record:
+                raise DataError(f"{name}: record {index} has no {key!r}.")
         if not os.path.isfile(record["file_name"]):
             raise DataError(f"{name}: the image {record['file_name']} is missing.")
         kept = []
@@ -279,7 +293,9 @@ def _check_records(name: str, records: list[dict], skip: bool) -> list[dict]:
             else:
                 # Outlines and keypoints are not trained on, and all records stay in memory.
                 kept.append({k: v for k, v in annotation.items() if k not in _UNUSED})
-        checked.append({**record, "annotations": kept})
+        # 640.0 is a valid size in JSON, but no length of an array.
+        size = {key: int(record[key]) for key in ("height", "width")}
+        checked.append({**record, **size, "annotations": kept})
     problems.finish()
     return checked
 

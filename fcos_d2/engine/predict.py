@@ -24,6 +24,7 @@ from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
 from ..modeling.optimize import inference_options, optimize_for_inference
 from ..modeling.test_time_augmentation import FCOSWithTTA
+from ..visualization.detections import plain_text
 from .checks import class_nodes
 
 logger = logging.getLogger(__name__)
@@ -133,9 +134,9 @@ def predict_images(
             logger.error("Passed over %s: it can't be read as an image (%s).", path, error)
             continue
         instances = above_threshold(predictor(image)["instances"], threshold)
-        picture = Visualizer(image[:, :, ::-1], predictor.metadata).draw_instance_predictions(
-            instances
-        )
+        visualizer = Visualizer(image[:, :, ::-1], predictor.metadata)
+        with plain_text():
+            picture = visualizer.draw_instance_predictions(instances)
         target = output_dir / _free_name(path, taken)
         _write_image(target, picture.get_image()[:, :, ::-1])
         written.append(target)
@@ -152,7 +153,8 @@ def draw_video(
         if not success:
             return
         instances = above_threshold(predictor(frame)["instances"], threshold)
-        picture = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
+        with plain_text():
+            picture = visualizer.draw_instance_predictions(frame[:, :, ::-1], instances)
         yield np.ascontiguousarray(picture.get_image()[:, :, ::-1])
 
 

@@ -108,7 +108,8 @@ def assignment_table(
     """Match the objects of a data set to locations, as training with ``cfg`` would.
 
     Images are not read: ``width`` and ``height`` of the records are enough. They are resized as
-    :func:`training_resize` says, each padded alone; flips and crops of the training are left out.
+    :func:`training_resize` says, each padded alone; flips are left out, and of crops what they cut
+    off.
 
     Args:
         records: Detectron2 dataset dicts; boxes that are wholly outside their image or have no
@@ -177,24 +178,29 @@ def assign_image(record: dict, cfg: CfgNode, *, min_size: int | None = None) -> 
 
 
 def training_resize(cfg: CfgNode, min_size: int | None = None) -> T.ResizeShortestEdge:
-    """Return the loader's resizing with one size: ``min_size``, or the middle of the recipe's.
+    """Return the loader's resizing with one size: ``min_size``, or what suits the recipe.
 
-    Of an even number of sizes in INPUT.MIN_SIZE_TRAIN the middle is the lower of two.
+    That is the middle of INPUT.MIN_SIZE_TRAIN, of an even number of sizes the lower of two. Where
+    crops are resized to it, objects come out as large as if whole images were resized to it over
+    the share that is cropped, on average (INPUT.CROP.TYPE "relative" or "relative_range").
     """
-    size = _middle_size(cfg) if min_size is None else min_size
-    return T.ResizeShortestEdge(size, cfg.INPUT.MAX_SIZE_TRAIN, "choice")
+    size, max_size = _network_size(cfg, min_size)
+    return T.ResizeShortestEdge(size, max_size, "choice")
 
 
 def describe_scale(cfg: CfgNode, min_size: int | None = None) -> str:
     """Say in words what :func:`training_resize` does."""
-    size = _middle_size(cfg) if min_size is None else min_size
+    size, max_size = _network_size(cfg, min_size)
     if size == 0:
         return "images as they are"
-    text = f"shorter edge {size} px, longer at most {cfg.INPUT.MAX_SIZE_TRAIN}"
+    text = f"shorter edge {size} px, longer at most {max_size}"
     sizes = sorted(set(cfg.INPUT.MIN_SIZE_TRAIN))
-    if min_size is None and len(sizes) > 1:
-        text += f" (INPUT.MIN_SIZE_TRAIN: {sizes[0]} to {sizes[-1]})"
-    return text
+    if min_size is not None or (len(sizes) == 1 and not cfg.INPUT.CROP.ENABLED):
+        return text
+    span = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    share = _crop_share(cfg)
+    crops = f" of crops of {share:.0%} of the sides on average" if share else ", crops left out"
+    return f"{text} (INPUT.MIN_SIZE_TRAIN: {span}{crops if cfg.INPUT.CROP.ENABLED else ''})"
 
 
 def role_in_training(annotation: dict, cfg: CfgNode) -> str:
@@ -202,6 +208,23 @@ def role_in_training(annotation: dict, cfg: CfgNode) -> str:
     if annotation.get("iscrowd", 0):
         return cfg.INPUT.CROWD
     return cfg.INPUT.DIFFICULT if annotation.get("difficult", 0) else "train"
+
+
+def _network_size(cfg: CfgNode, min_size: int | None) -> tuple[int, int]:
+    """Return the shorter edge in the network and the limit of the longer one."""
+    if min_size is not None:
+        return min_size, cfg.INPUT.MAX_SIZE_TRAIN
+    share = _crop_share(cfg) or 1
+    return round(_middle_size(cfg) / share), round(cfg.INPUT.MAX_SIZE_TRAIN / share)
+
+
+def _crop_share(cfg: CfgNode) -> float | None:
+    """Return the mean share of the sides that is cropped; None without such crops."""
+    crop = cfg.INPUT.CROP
+    if not crop.ENABLED or not crop.TYPE.startswith("relative"):
+        return None
+    share = sum(crop.SIZE) / 2
+    return (share + 1) / 2 if crop.TYPE == "relative_range" else share
 
 
 def _middle_size(cfg: CfgNode) -> int:

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..data.images import read_image
 from ..evaluation.assignment import ImageAssignment, assign_image, training_resize
+from .detections import plain_text
 
 # Colours of the levels, finest first, that differ in lightness too; there are seldom more.
 _COLORS = ("#ffd92f", "#ff7f0e", "#e7298a", "#3b8bff", "#1bd1a5", "#ffffff", "#8c564b")
@@ -61,7 +62,8 @@ def draw_assignment(
         class_names[x["category_id"]] if class_names else f"object {number}"
         for number, x in enumerate(record.get("annotations", ()), 1)
     ]
-    _draw_boxes(visualizer, assignment, labels, scale)
+    with plain_text():
+        _draw_boxes(visualizer, assignment, labels, scale)
     _draw_points(visualizer, assignment, scale)
     drawn = visualizer.get_output().get_image()
     return np.concatenate([drawn, _draw_legend(assignment, drawn.shape[1])])

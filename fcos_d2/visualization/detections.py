@@ -5,7 +5,9 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
+import matplotlib
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.utils.visualizer import Visualizer
@@ -149,8 +151,23 @@ def _draw(
 
     ``Visualizer.overlay_instances`` can't draw a dashed box, so its primitives are used.
     """
-    visualizer = Visualizer(image)
-    height, width = image.shape[:2]
+    with plain_text():
+        return _draw_boxes(Visualizer(image), boxes, labels, categories, dashed)
+
+
+def plain_text() -> AbstractContextManager:
+    """Draw text inside the block letter by letter: matplotlib takes what is between $ for maths."""
+    return matplotlib.rc_context({"text.parse_math": False})
+
+
+def _draw_boxes(
+    visualizer: Visualizer,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    categories: Sequence[int],
+    dashed: Sequence[int],
+) -> np.ndarray:
+    height, width = visualizer.output.height, visualizer.output.width
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         color = class_color(categories[i])
         style = "--" if i in dashed else "-"

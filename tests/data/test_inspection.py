@@ -172,6 +172,14 @@ def test_source_that_is_not_there(voc, name, said):
     assert said in finding.message
 
 
+def test_broken_json_has_its_line(make_coco):
+    name = make_coco()
+    json_file = name.split(":")[1]
+    Path(json_file).write_text('{"images": [],\n "annotations": [,')
+    (finding,) = findings_of(name)
+    assert (finding.file, finding.line, finding.kind) == (json_file, 2, "source")
+
+
 def test_boxes_from_0(voc):
     """xmin 0 is outside of VOC's pixels, which start at 1; that is not told twice."""
     voc.add("a", [("car", "0 5 9 9"), ("car", "5 0 9 9"), ("car", "1 1 9 9")])
@@ -240,7 +248,7 @@ def test_all_problems_of_a_coco_file_with_their_lines(make_coco):
     found = [(lines[x.line].strip(" ,"), x.message) for x in findings]
     box = "box [1, 2, 1, 5] is empty or inverted (width 0, height 3)"
     assert found == [
-        ('"id": 8', "images[1]: image 8 has the height 0, which is no positive number."),
+        ('"id": 8', "images[1]: image 8 has the height 0: it has to be a whole number above 0."),
         ('"id": 2', "annotations[1]: annotation 2 has the category_id 4, which is not there."),
         (
             '"id": 4',
@@ -402,6 +410,13 @@ def test_classes_without_objects_to_train_on(make_voc):
     assert "'background' is probably no object" in one(findings, "background class").message
 
 
+def test_nothing_but_difficult_objects_is_an_error(voc):
+    voc.add("a", [("car", "1 1 9 9", 1), ("dog", "1 1 9 9", 1)])
+    finding = one(locate(check_classes([source_of(voc)], [], is_trained)), "no objects")
+    assert finding.severity == "error"
+    assert finding.message == "no object to train on: all 2 are difficult or crowds"
+
+
 def test_class_name_twice(make_coco):
     categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}]
     name = make_coco(annotations=[annotation()], categories=categories)
@@ -475,6 +490,9 @@ def test_coverage(voc):
         "class car: 33.3 % of 3 objects have a training location",
     ]
     assert all(ADVICE[x.kind] for x in findings)
+    summary["class"].loc["car", "coverage"] = 0.0
+    (finding,) = [x for x in check_coverage(source, objects[:0], levels, summary) if "car" in x[2]]
+    assert (finding.severity, finding.kind) == ("error", "coverage")
 
 
 def test_tables_by_hand(voc):

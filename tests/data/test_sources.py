@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
 from detectron2.structures import BoxMode
+from PIL import Image
 
 from fcos_d2.data import DataError, class_names, load_records, register_source
 
@@ -160,6 +162,17 @@ def test_coco_source(make_coco):
     assert metadata.thing_dataset_id_to_contiguous_id == {3: 0, 90: 1}
 
 
+def test_coco_sizes_as_decimals_become_whole(make_coco):
+    """640.0 is a whole number in JSON; training makes an array of that size."""
+    name = make_coco(images=[{**IMAGE, "width": 60.0, "height": 40.0}], write_images=False)
+    Image.new("RGB", (60, 40)).save(f"{name.split(':')[2]}/a.jpg")
+    register_source(name)
+    (record,) = load_records(name)
+    sizes = (record["width"], record["height"])
+    assert sizes == (60, 40)
+    assert [type(x) for x in sizes] == [int, int]
+
+
 def test_coco_image_without_objects(make_coco):
     name = make_coco()
     register_source(name)
@@ -193,6 +206,10 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}
         ({"annotations": [annotation(bbox=[1, 2, None, 4])]}, "not a list of 4 numbers"),
         ({"annotations": [annotation(), annotation()]}, "annotations repeats the id 1"),
         ({"annotations": [annotation(ignore=1)]}, "annotation 1 has 'ignore'"),
+        (
+            {"annotations": [annotation(iscrowd="0")]},
+            "has the iscrowd .0.: it has to be 0 or 1",
+        ),
         ({"annotations": [annotation(segmentation=[[]])]}, "without a polygon of 3 points"),
         ({"annotations": [annotation(segmentation=[[1, 2, 3, 4]])]}, "without a polygon"),
         ({"annotations": [{"id": 1}]}, r"annotations\[0\] has no 'image_id'"),
@@ -200,6 +217,27 @@ IMAGE = {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}
         ({"images": [IMAGE, {"id": 8}], "write_images": False}, r"images\[1\] has no 'file_name'"),
         ({"categories": [{"id": 1}]}, r"categories\[0\] has no 'name'"),
         ({"categories": []}, "'categories' is empty"),
+        (
+            {"categories": [{"id": 1, "name": "car"}, {"id": "2", "name": "dog"}]},
+            r"categories\[1\] has the id '2': ids are all numbers or all texts",
+        ),
+        (
+            {"categories": [{"id": [1], "name": "car"}]},
+            r"categories\[0\] has the id \[1\], which is",
+        ),
+        (
+            {"images": [{**IMAGE, "width": 60.5}], "write_images": False},
+            "image 7 has the width 60.5: it has to be a whole number",
+        ),
+        (
+            {"images": [{**IMAGE, "height": math.inf}], "write_images": False},
+            "image 7 has the height inf: it has to be a whole",
+        ),
+        (
+            {"annotations": [annotation(category_id=[3])]},
+            r"has the category_id \[3\], which is not",
+        ),
+        ({"annotations": [annotation(segmentation=[5, 5, 6, 6, 7, 7])]}, "is no list of lists"),
     ],
 )
 def test_coco_file_with_a_fault(make_coco, content, said):
@@ -286,6 +324,17 @@ def test_own_registration_is_used_and_checked(tmp_path):
     MetadataCatalog.get(name).thing_classes = ["car"]
     assert register_source(name).thing_classes == ["car"]
     with pytest.raises(DataError, match=r"a\.jpg, object 1: category id 1, but the 1 classes"):
+        load_records(name)
+
+
+def test_own_record_without_a_size(tmp_path):
+    (record,) = one_record(tmp_path, category=0)
+    del record["height"]
+    name = f"{tmp_path}_own"
+    DatasetCatalog.register(name, lambda: [record])
+    MetadataCatalog.get(name).thing_classes = ["car"]
+    register_source(name)
+    with pytest.raises(DataError, match="_own: record 0 has no 'height'"):
         load_records(name)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
@@ -306,6 +307,50 @@ def test_scale_of_the_recipe(cfg, sizes, sampling, middle):
     transform = training_resize(cfg, 50).get_transform(np.zeros((100, 150, 3), np.uint8))
     assert (transform.new_h, transform.new_w) == (50, 75)
     assert describe_scale(cfg, 50) == "shorter edge 50 px, longer at most 1333"
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "words"),
+    [
+        (
+            "relative_range",
+            [0.6, 0.6],
+            "shorter edge 220 px, longer at most 300 (INPUT.MIN_SIZE_TRAIN: 176 of crops of 80% of "
+            "the sides on average)",
+        ),
+        (
+            "relative",
+            [0.5, 0.5],
+            "shorter edge 352 px, longer at most 480 (INPUT.MIN_SIZE_TRAIN: 176 of crops of 50% of "
+            "the sides on average)",
+        ),
+        (
+            "absolute",
+            [400, 400],
+            "shorter edge 176 px, longer at most 240 (INPUT.MIN_SIZE_TRAIN: 176, crops left out)",
+        ),
+    ],
+)
+def test_scale_of_crops_is_that_of_the_loader(cfg, kind, size, words):
+    """The mean scale of 200 draws of the loader's augmentations, within 6 %.
+
+    Shares from 0.6 to 1 have the mean 0.8, and 176 / 0.8 = 220; of the shorter side of a crop the
+    mean is a little less than that, and the limit of the longer side holds more often.
+    """
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, kind, size
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (176,), 240
+    assert describe_scale(cfg) == words
+    assert describe_scale(cfg, 50) == "shorter edge 50 px, longer at most 240"
+    np.random.seed(0)
+    augmentations = DetectionDatasetMapper(cfg, is_train=True).augmentations
+    image = np.zeros((375, 500, 3), np.uint8)
+    scales = []
+    for _ in range(200):
+        transforms = T.AugmentationList(augmentations)(T.AugInput(image))
+        resize = next(x for x in transforms.transforms if isinstance(x, T.ResizeTransform))
+        scales.append(resize.new_h / resize.h)
+    expected = training_resize(cfg).get_transform(image).new_h / 375
+    assert np.mean(scales) == pytest.approx(expected, rel=0.06)
 
 
 def test_lazy_model_and_other_levels(cfg, request):

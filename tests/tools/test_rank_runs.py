@@ -64,6 +64,16 @@ def test_the_table_of_runs_that_are_under_way(rank_runs, plan, tmp_path, capsys)
     assert "more" in more and "nan" in more
 
 
+def test_a_run_that_fails_fails_the_command(rank_runs, plan, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
+    (tmp_path / "train.py").write_text("raise SystemExit('no such recipe')")
+    monkeypatch.setattr(rank_runs, "TRAIN_NET", tmp_path / "train.py")
+    arguments = [plan, "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
+    assert rank_runs.main([str(x) for x in arguments]) == 1
+    assert "20.0" in capsys.readouterr().out
+    assert (tmp_path / "out" / "more-seed1" / "console.txt").read_text() == "no such recipe\n"
+
+
 def test_what_is_wrong_is_said(rank_runs, plan, tmp_path, capsys):
     assert rank_runs.main([str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml" in capsys.readouterr().err

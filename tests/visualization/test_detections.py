@@ -144,6 +144,14 @@ def test_a_class_has_one_colour_and_difficult_is_dashed():
     assert is_color(predicted[60:170, 58:63], 0).any(axis=1).all()
 
 
+def test_a_class_name_is_no_formula():
+    """Between two $ matplotlib reads maths, and x_^ is none."""
+    black = np.zeros((60, 80, 3), np.uint8)
+    item = {"bbox": [10, 10, 60, 40], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
+    record = {"height": 60, "width": 80, "annotations": [item]}
+    assert draw_ground_truth(black, record, ["5$ x_^$"]).any()
+
+
 def test_neighbouring_classes_have_different_colours():
     colors = np.array([class_color(k) for k in range(20)])
     distances = np.abs(colors[:, None] - colors[None]).max(axis=-1) + np.eye(20)

@@ -165,6 +165,10 @@ def _check_counts(
                 count.update(x["category_id"] for x in record["annotations"] if is_trained(x))
     notes, place = [], Place(train[0].name)
     names = train[0].class_names
+    left_out = sum(len(x["annotations"]) for source in train for x in source.records)
+    if not counts and left_out:
+        message = f"no object to train on: all {left_out} are difficult or crowds"
+        return [Note("error", place, message, "no objects")]
     for category, label in enumerate(names):
         if counts[category]:
             continue
@@ -193,6 +197,8 @@ def check_coverage(
     source: Source, objects: pd.DataFrame, levels: pd.DataFrame, summary: dict[str, pd.DataFrame]
 ) -> list[Note]:
     """Note objects that no location learns, or only just, and sizes and classes with many.
+
+    A class of which no object is learnt is an error.
 
     Args:
         source: whose records were matched.
@@ -225,7 +231,9 @@ def check_coverage(
         for name, row in table[table["coverage"] < MIN_COVERAGE].iterrows():
             message = f"{group} {name}: {row['coverage']:.1f} % of {row['objects']:.0f} objects "
             message += "have a training location"
-            notes.append(Note("warning", Place(source.name), message, "coverage"))
+            # Nothing at all would be learnt of it.
+            severity = "error" if group == "class" and not row["coverage"] else "warning"
+            notes.append(Note(severity, Place(source.name), message, "coverage"))
     return notes
 
 

@@ -39,6 +39,7 @@ ADVICE = {
     "classes.txt (one name a line) into all folders, or give the json files the same categories.",
     "background class": "FCOS has no class for the background: take it out of the class names.",
     "class name twice": "Give each class one category: merge them, or rename one.",
+    "no objects": "INPUT.DIFFICULT train learns difficult objects; crowd regions are never learnt.",
     "class without objects": "The model can't learn it: add images, or take it out of the class "
     "names (classes.txt, 'categories').",
     "rare classes": "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler with a "

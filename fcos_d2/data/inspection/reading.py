@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from json import JSONDecodeError
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import ParseError
@@ -52,7 +53,10 @@ def read_source(name: str, skip_bad_boxes: bool = False) -> Source:
     try:
         class_names, records = _read(name, notes)
     except DataError as error:
-        notes.append(Note("error", Place(name), str(error), "source"))
+        place = Place(name)
+        if isinstance(error.__cause__, JSONDecodeError):
+            place = Place(find_coco(name)[0], "line", error.__cause__.lineno)
+        notes.append(Note("error", place, str(error), "source"))
         class_names, records = [], []
     if skip_bad_boxes:
         notes = [x._replace(severity="warning") if x.kind == "bad box" else x for x in notes]
@@ -217,8 +221,8 @@ def _coco_record(json_file: str, image_root: str, index: int, image: dict) -> di
     return {
         "file_name": os.path.join(image_root, image["file_name"]),
         "image_id": image["id"],
-        "width": image["width"],
-        "height": image["height"],
+        "width": int(image["width"]),
+        "height": int(image["height"]),
         "annotations": [],
         "place": Place(json_file, "images", index, f"image {image['id']}"),
     }
@@ -281,7 +285,8 @@ def _read_records(name: str, notes: list[Note]) -> tuple[list[str], list[dict]]:
             else:
                 words = f"{words} ({class_names[annotation['category_id']]})"
                 kept.append({**annotation, "place": place._replace(words=words)})
-        records.append({**record, "annotations": kept, "place": place})
+        size = {key: int(record[key]) for key in ("height", "width")}
+        records.append({**record, **size, "annotations": kept, "place": place})
     if 0 not in ids and len(class_names) in ids:
         message = f"no object has the category id 0, but some have {len(class_names)}: the ids "
         message += "count from 1. Subtract 1 in the function that makes the records."

@@ -275,7 +275,8 @@ def _unit_axes(ax: Axes, x: str = "", y: str = "") -> None:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+    name = name if len(name) <= 18 else name[:17] + "…"
+    return name.replace("$", r"\$")  # matplotlib takes what is between two for maths
 
 
 def _picture(figure: Figure, alt: str) -> Picture:

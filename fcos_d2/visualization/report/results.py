@@ -1,5 +1,6 @@
 """The sections about one test set."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -211,6 +212,8 @@ def _largest_confusions(
 
 def _errors(results: Results) -> list[Block]:
     breakdown = analysis.error_breakdown(*_needed(results))
+    if math.isnan(breakdown.AP50):
+        raise ValueError("the test set has no objects that count")
     text = (
         f"AP50 is {breakdown.AP50:.1f}. Each bar is what an oracle that mends this kind of error "
         "alone would add (TIDE, Bolya et al. 2020): a wrong class; a box of IoU 0.1 to 0.5; both; "
@@ -234,6 +237,8 @@ def _errors(results: Results) -> list[Block]:
 
 def _calibration(results: Results, curves: Sequence[PrecisionRecall]) -> list[Block]:
     calibration = analysis.calibration(*_needed(results))
+    if math.isnan(calibration.ece):
+        raise ValueError("there are no predictions that count")
     bins = calibration.table.copy()
     bins.index = [f"{low:.1f}–{high:.1f}" for low, high in bins[["low", "high"]].to_numpy()]
     bins = bins.rename_axis("score")[["count", "mean_score", "precision"]]

@@ -102,6 +102,7 @@ def test_plots_of_nothing():
     opened(figures.positives_per_object(pd.DataFrame({"size": [], "positives": []})))
     opened(figures.mean_precision_recall([]))
     opened(figures.confusion(np.zeros((2, 2), int), ["a"]))
+    opened(figures.confusion(np.zeros((3, 3), int), ["5$ x_^$", "1$"]))
 
 
 def test_errors_are_told_in_words_too():
