@@ -83,6 +83,8 @@ def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ru
     for item in plan["runs"]:
         if not isinstance(item, dict) or not {"choice", "opts"} <= item.keys():
             raise ValueError(f"{path}: a run needs 'choice' and 'opts', but one is {item!r}.")
+        if not isinstance(item["opts"], dict):
+            raise ValueError(f"{path}: the 'opts' of {item['choice']!r} are no KEY: VALUE pairs.")
         opts = {**common, **item["opts"]}
         seeds = item.get("seeds", plan["base_seeds"][:1])
         runs += [Run(str(item["choice"]), config_file, opts, seed) for seed in seeds]
