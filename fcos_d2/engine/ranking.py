@@ -87,6 +87,8 @@ def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ru
             raise ValueError(f"{path}: the 'opts' of {item['choice']!r} are no KEY: VALUE pairs.")
         opts = {**common, **item["opts"]}
         seeds = item.get("seeds", plan["base_seeds"][:1])
+        if not isinstance(seeds, list) or not seeds:
+            raise ValueError(f"{path}: the 'seeds' of {item['choice']!r} are no list of numbers.")
         runs += [Run(str(item["choice"]), config_file, opts, seed) for seed in seeds]
     folders = [run.folder for run in runs]
     repeated = sorted({name for name in folders if folders.count(name) > 1})

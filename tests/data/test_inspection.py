@@ -195,7 +195,7 @@ def test_boxes_that_stick_out(voc):
     findings = everything(source_of(voc))
     assert [(x.severity, x.kind) for x in findings] == [("warning", "box sticks out")] * 2
     assert findings[0].message.endswith("image of 60x40 pixels by 1")
-    assert findings[1].message.endswith("by 3")
+    assert findings[1].message.endswith("by 4")
 
 
 def test_same_box_twice(voc):
@@ -445,6 +445,10 @@ def test_images_without_objects(voc):
     voc.add_split("val", "b\nc\n")
     findings = locate(check_classes([source_of(voc, "val")], [], is_trained))
     assert one(findings, "images without objects").severity == "error"
+    voc.add_split("train", "a\n")
+    train = [source_of(voc, split) for split in ("train", "val")]
+    findings = locate(check_classes(train, [], is_trained))  # background images beside others
+    assert one(findings, "images without objects").severity == "warning"
 
 
 # Coverage, tables, text
@@ -490,9 +494,9 @@ def test_coverage(voc):
         "class car: 33.3 % of 3 objects have a training location",
     ]
     assert all(ADVICE[x.kind] for x in findings)
-    summary["class"].loc["car", "coverage"] = 0.0
-    (finding,) = [x for x in check_coverage(source, objects[:0], levels, summary) if "car" in x[2]]
+    finding = locate(check_coverage(source, objects[2:], levels, summary))[-1]
     assert (finding.severity, finding.kind) == ("error", "coverage")
+    assert finding.message == "none of 2 objects has a training location"
 
 
 def test_tables_by_hand(voc):

@@ -71,6 +71,7 @@ def test_options_over_those_of_the_plan(plan):
     [
         ({"opts": [1]}, "'opts' has to be there, as a dict"),
         ({"base_seeds": []}, "'base_seeds' is empty"),
+        ({"runs": [{"choice": "a", "opts": {}, "seeds": 2}]}, "the 'seeds' of 'a' are no list"),
         ({"runs": [{"choice": "a"}]}, "a run needs 'choice' and 'opts'"),
         ({"runs": [{"choice": "a", "opts": None}]}, "the 'opts' of 'a' are no KEY: VALUE"),
         ({"runs": [{"choice": "base", "opts": {}}]}, "two runs would go to the folder base-seed1"),

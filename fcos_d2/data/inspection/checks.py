@@ -46,9 +46,9 @@ def check_boxes(source: Source) -> list[Note]:
 
 def _outside(box: Sequence[float], record: dict, place: Place) -> float:
     """How far a box sticks out, in pixels; 0 for what is within rounding."""
-    # A VOC box from 0 has a finding of its own.
-    before = max(-box[0], -box[1]) if place.kind != "object" else max(-box[0], -box[1]) - 1
-    over = max(before, box[2] - record["width"], box[3] - record["height"])
+    # A VOC box from 0, here -1, has a finding of its own.
+    before = [-v for v in box[:2] if place.kind != "object" or v != -1]
+    over = max(*before, 0, box[2] - record["width"], box[3] - record["height"])
     return over if over > _TOLERANCE else 0
 
 
@@ -123,8 +123,9 @@ def check_classes(
         if label.strip().lower() in _BACKGROUND:
             message = f"the class {label!r} is probably no object"
             notes.append(Note("warning", Place(sources[0].name), message, "background class"))
+    learnt = any(x["annotations"] for source in train for x in source.records)
     for source in sources:
-        notes += _check_empty(source)
+        notes += _check_empty(source, is_fine=learnt and source in train)
     readable = [source for source in train if source.class_names]
     if readable and all(note.kind != "classes" for note in notes):
         notes += _check_counts(readable, [s for s in test if s.class_names], is_trained)
@@ -144,13 +145,14 @@ def _compare_names(source: Source, other: Source) -> list[Note]:
     return [Note("error", Place(other.name), message, "classes")]
 
 
-def _check_empty(source: Source) -> list[Note]:
+def _check_empty(source: Source, is_fine: bool) -> list[Note]:
+    """Note images without objects; a source of them is fine beside others that are trained on."""
     empty = [x for x in source.records if not x["annotations"]]
     if not empty:
         return []
     message = f"{len(empty)} of {len(source.records)} images have no object, the first is "
     message += empty[0]["file_name"]
-    severity = "error" if len(empty) == len(source.records) else "warning"
+    severity = "error" if len(empty) == len(source.records) and not is_fine else "warning"
     return [Note(severity, Place(source.name), message, "images without objects")]
 
 
@@ -198,7 +200,7 @@ def check_coverage(
 ) -> list[Note]:
     """Note objects that no location learns, or only just, and sizes and classes with many.
 
-    A class of which no object is learnt is an error.
+    That nothing at all is learnt is an error.
 
     Args:
         source: whose records were matched.
@@ -231,9 +233,10 @@ def check_coverage(
         for name, row in table[table["coverage"] < MIN_COVERAGE].iterrows():
             message = f"{group} {name}: {row['coverage']:.1f} % of {row['objects']:.0f} objects "
             message += "have a training location"
-            # Nothing at all would be learnt of it.
-            severity = "error" if group == "class" and not row["coverage"] else "warning"
-            notes.append(Note(severity, Place(source.name), message, "coverage"))
+            notes.append(Note("warning", Place(source.name), message, "coverage"))
+    if len(objects) and not objects["positives"].any():
+        message = f"none of {len(objects)} objects has a training location"
+        notes.append(Note("error", Place(source.name), message, "coverage"))
     return notes
 
 

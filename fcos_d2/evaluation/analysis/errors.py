@@ -102,7 +102,8 @@ def _find_errors(
     target = np.full(len(detections), -1)  # row of the object that an error is about
     ignored = objects["ignored"].to_numpy()
     index = objects["index"].to_numpy()
-    truth = detections["truth"].to_numpy()
+    # What is beyond the best 100 takes nothing: it does not count.
+    truth = detections["truth"].where(detections["outcome"] == "tp", -1).to_numpy()
     taken = np.zeros(len(objects), dtype=bool)
     for pairs in image_pairs(detections, objects):
         real = ~ignored[pairs.objects]

@@ -237,8 +237,6 @@ def _errors(results: Results) -> list[Block]:
 
 def _calibration(results: Results, curves: Sequence[PrecisionRecall]) -> list[Block]:
     calibration = analysis.calibration(*_needed(results))
-    if math.isnan(calibration.ece):
-        raise ValueError("there are no predictions that count")
     bins = calibration.table.copy()
     bins.index = [f"{low:.1f}–{high:.1f}" for low, high in bins[["low", "high"]].to_numpy()]
     bins = bins.rename_axis("score")[["count", "mean_score", "precision"]]
@@ -249,10 +247,11 @@ def _calibration(results: Results, curves: Sequence[PrecisionRecall]) -> list[Bl
         rows.append((curve.class_name, curve.best_threshold, curve.best_f1, *at))
     columns = ["class", "threshold", "F1", "precision", "recall"]
     best = pd.DataFrame(rows, columns=columns).set_index("class")
+    error = f"The expected calibration error is {calibration.ece:.3f}."
     text = (
         "A calibrated score is the share of the predictions of that score that are right (IoU 0.5, "
-        f"right class). The expected calibration error is {calibration.ece:.3f}."
-    )
+        "right class). "
+    ) + ("There are no predictions that count." if math.isnan(calibration.ece) else error)
     digits = dict.fromkeys(("mean score", "precision", "recall", "threshold", "F1"), "{:.2f}")
     return [
         Text(text),
