@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
 from ..files import atomic_path
 from ..modeling.optimize import inference_options, optimize_for_inference
-from ..modeling.test_time_augmentation import FCOSWithTTA
+from ..modeling.tta import FCOSWithTTA
 from ..visualization.detections import plain_text
 from .checks import class_nodes
 

@@ -26,7 +26,7 @@ from ..evaluation.evaluator import ModelInfo
 from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
 from ..modeling.optimize import inference_options, optimize_for_inference
-from ..modeling.test_time_augmentation import FCOSWithTTA
+from ..modeling.tta import FCOSWithTTA
 from .ema import ModelEma, resume_ema
 from .hooks import BestCheckpoint, EarlyStop, best_metric, check_hooks
 from .train_loop import TrainLoop

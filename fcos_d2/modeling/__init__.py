@@ -10,7 +10,7 @@ from .matcher import CenterSamplingMatcher, Matches
 from .meta_arch import FCOS
 from .optimize import optimize_for_inference
 from .proposal_generator import FCOSProposalGenerator
-from .test_time_augmentation import FCOSWithTTA
+from .tta import FCOSWithTTA
 
 __all__ = [
     "CenterSamplingMatcher",

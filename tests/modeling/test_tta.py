@@ -20,7 +20,7 @@ from fcos_d2.data import DetectionDatasetMapper, class_names, load_records
 from fcos_d2.engine import evaluate, prepare_datasets
 from fcos_d2.engine.predict import Predictor
 from fcos_d2.modeling import FCOS
-from fcos_d2.modeling.test_time_augmentation import (
+from fcos_d2.modeling.tta import (
     FCOSWithTTA,
     map_to_original,
     merge_detections,
