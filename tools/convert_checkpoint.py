@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcos_d2.checkpoint import Converted, convert_file, fate_table, parse_keys
+from fcos_d2.checkpoint import Converted, convert_file, parse_keys, status_table
 from fcos_d2.checkpoint.libraries import LIBRARIES
 
 
@@ -56,14 +56,16 @@ def read_names(path: Path | None) -> list[str] | None:
 
 
 def describe(converted: Converted) -> str:
-    """Lay out what was converted: fates, keys, class names, remarks."""
+    """Lay out what was converted: tensors, keys, class names, remarks."""
     keys = "\n".join(f"  {key} {value!r}" for key, value in sorted(converted.cfg.items()))
     names = converted.class_names
     listed = f"{len(names)} classes: {', '.join(names)}"
-    unnamed = f"{len(converted.slots)} classes without names; --classes FILE gives them some"
+    unnamed = (
+        f"{len(converted.class_indices)} classes without names; --classes FILE gives them some"
+    )
     return "\n\n".join(
         [
-            f"FCOS of {converted.source}\n\n{fate_table(converted.fates)}",
+            f"FCOS of {converted.source}\n\n{status_table(converted.tensors)}",
             f"Keys that are written with the weights:\n{keys}",
             listed if names else unnamed,
             *converted.notes,

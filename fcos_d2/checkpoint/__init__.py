@@ -1,7 +1,7 @@
 """Checkpoints: class names and keys inside, other libraries' weights read into this model."""
 
 from .checkpointer import FCOSCheckpointer
-from .convert import Converted, convert, convert_file, fate_table
+from .convert import Converted, convert, convert_file, status_table
 from .info import CheckpointInfo, apply_checkpoint_keys, read_info
 from .keys import ARCHITECTURE_KEYS, CARRIED_KEYS, FACT_KEYS, TEST_KEYS, parse_keys
 from .reader import read_checkpoint
@@ -17,7 +17,7 @@ __all__ = [
     "apply_checkpoint_keys",
     "convert",
     "convert_file",
-    "fate_table",
+    "status_table",
     "parse_keys",
     "read_checkpoint",
     "read_info",

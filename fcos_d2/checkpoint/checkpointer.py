@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..files import atomic_path
-from .convert import convert, fate_table, recognise
+from .convert import convert, recognise, status_table
 from .info import keys_to_save
 from .reader import find_weights, read_checkpoint, unwrap
 from .resnet import is_torchvision_resnet, torchvision_resnet_name
@@ -152,7 +152,7 @@ class FCOSCheckpointer(DetectionCheckpointer):
             "%s is of %s. Its tensors:\n%s%s",
             self._path,
             converted.source,
-            fate_table(converted.fates),
+            status_table(converted.tensors),
             "".join(f"\n{note}" for note in converted.notes),
         )
         return {"model": converted.weights, "class_names": converted.class_names}

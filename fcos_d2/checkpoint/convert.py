@@ -23,21 +23,21 @@ _NO_CLASS = ("__background__", "N/A")
 _NO_WEIGHT = re.compile(
     r"(pixel_mean|pixel_std|(anchor_generator|data_preprocessor)\..*|.*\.num_batches_tracked)"
 )
-_FATES = ("loaded", "filled", "missing", "wrong shape", "left over")
+_STATUSES = ("loaded", "filled", "missing", "wrong shape", "left over")
 
 
-class Fate(NamedTuple):
-    """What became of one tensor.
+class TensorStatus(NamedTuple):
+    """Conversion status of one tensor.
 
     Attributes:
         group: the part of the network that it belongs to.
-        what: "loaded"; "filled", with zeros that change nothing; "missing" in the file; of a
+        status: "loaded"; "filled", with zeros that change nothing; "missing" in the file; of a
             "wrong shape"; "left over", without a place in our model.
         name: the library's name of it.
     """
 
     group: str
-    what: str
+    status: str
     name: str
 
 
@@ -49,10 +49,10 @@ class Converted(NamedTuple):
         cfg: ``CARRIED_KEYS`` and their values, with which our model computes what theirs does.
         class_names: of the rows of the class predictor; empty where nobody named them.
         source: name of the library.
-        fates: what became of each tensor, theirs and ours.
+        tensors: status of each tensor, theirs and ours.
         notes: remarks on what the file does not tell.
-        slots: the outputs of their class predictor that were kept, in the order of ours.
-        num_slots: how many outputs theirs has.
+        class_indices: the outputs of their class predictor that were kept, in the order of ours.
+        num_outputs: how many outputs theirs has.
         original: their state dict.
     """
 
@@ -60,10 +60,10 @@ class Converted(NamedTuple):
     cfg: dict[str, Any]
     class_names: list[str]
     source: str
-    fates: list[Fate]
+    tensors: list[TensorStatus]
     notes: list[str]
-    slots: list[int]
-    num_slots: int
+    class_indices: list[int]
+    num_outputs: int
     original: dict[str, Tensor]
 
 
@@ -108,26 +108,28 @@ def convert(
     cfg = infer_architecture(shape_of, library.FEWEST_TOP_LEVELS)
     options, notes = library.options(checkpoint, state, cfg)
     cfg = {**cfg, **options, **(overrides or {})}
-    num_slots = (shape_of(f"{_CLS_SCORE}.weight") or shape_of(f"{_CLS_SCORE}.bias") or (0,))[0]
-    names = list(class_names or library.class_names(checkpoint, num_slots))
-    names = _slot_names(names, num_slots, source)
-    slots = [k for k in range(len(names) or num_slots) if not names or names[k] not in _NO_CLASS]
+    num_outputs = (shape_of(f"{_CLS_SCORE}.weight") or shape_of(f"{_CLS_SCORE}.bias") or (0,))[0]
+    names = list(class_names or library.class_names(checkpoint, num_outputs))
+    names = _slot_names(names, num_outputs, source)
+    class_indices = [
+        k for k in range(len(names) or num_outputs) if not names or names[k] not in _NO_CLASS
+    ]
 
-    expected = expected_state(build_cfg(cfg, len(slots) or 1))
+    expected = expected_state(build_cfg(cfg, len(class_indices) or 1))
     for end in ("weight", "bias"):
-        _keep_rows(state, library.rename(f"{_CLS_SCORE}.{end}", state), slots, num_slots)
-    weights, fates = _take(expected, state, library)
+        _keep_rows(state, library.rename(f"{_CLS_SCORE}.{end}", state), class_indices, num_outputs)
+    weights, tensors = _take(expected, state, library)
     if not partial:
-        _refuse_misfits(source, fates)
+        _refuse_misfits(source, tensors)
     return Converted(
         weights=weights,
         cfg=cfg,
-        class_names=[names[k] for k in slots] if names else [],
+        class_names=[names[k] for k in class_indices] if names else [],
         source=source,
-        fates=fates,
+        tensors=tensors,
         notes=notes,
-        slots=slots,
-        num_slots=num_slots,
+        class_indices=class_indices,
+        num_outputs=num_outputs,
         original=original,
     )
 
@@ -176,14 +178,16 @@ def convert_file(
     return converted
 
 
-def fate_table(fates: Iterable[Fate]) -> str:
-    """Lay out how many tensors of each group had which fate, and their sum."""
+def status_table(tensors: Iterable[TensorStatus]) -> str:
+    """Lay out how many tensors of each group have each status, and their sum."""
     groups: dict[str, Counter] = {}
-    for fate in fates:
-        groups.setdefault(fate.group, Counter())[fate.what] += 1
+    for tensor in tensors:
+        groups.setdefault(tensor.group, Counter())[tensor.status] += 1
     groups["all"] = sum(groups.values(), Counter())
-    rows = [[group, *(counts[what] or "" for what in _FATES)] for group, counts in groups.items()]
-    return tabulate(rows, headers=["tensors", *_FATES])
+    rows = [
+        [group, *(counts[what] or "" for what in _STATUSES)] for group, counts in groups.items()
+    ]
+    return tabulate(rows, headers=["tensors", *_STATUSES])
 
 
 def _choose(source: str, names: Iterable[str]) -> str:
@@ -215,36 +219,38 @@ def _refuse_deformable(names: Iterable[str]) -> None:
         raise ValueError(f"deformable convolutions can't be read, and it has some: {found[0]}.")
 
 
-def _slot_names(names: list[str], num_slots: int, source: str) -> list[str]:
+def _slot_names(names: list[str], num_outputs: int, source: str) -> list[str]:
     """Return one name for each output of the class predictor, or none at all.
 
     Raises:
         ValueError: another number of names.
     """
     has_background = source == "torchvision"
-    if has_background and len(names) == num_slots - 1:
+    if has_background and len(names) == num_outputs - 1:
         return [_NO_CLASS[0], *names]
-    if names and num_slots and len(names) != num_slots:
-        one_fewer = f", or {num_slots - 1} without the background" if has_background else ""
+    if names and num_outputs and len(names) != num_outputs:
+        one_fewer = f", or {num_outputs - 1} without the background" if has_background else ""
         raise ValueError(
-            f"its class predictor has {num_slots} outputs, but there are {len(names)} class names: "
-            f"name {num_slots}{one_fewer} (--classes)."
+            f"its class predictor has {num_outputs} outputs, but there are {len(names)} class "
+            f"names: name {num_outputs}{one_fewer} (--classes)."
         )
     return names
 
 
-def _keep_rows(state: dict[str, Tensor], name: str, slots: list[int], num_slots: int) -> None:
+def _keep_rows(
+    state: dict[str, Tensor], name: str, class_indices: list[int], num_outputs: int
+) -> None:
     """Leave out, in place, the rows of the class predictor that stand for no class."""
-    if name in state and state[name].shape[:1] == (num_slots,):
-        state[name] = state[name][slots]
+    if name in state and state[name].shape[:1] == (num_outputs,):
+        state[name] = state[name][class_indices]
 
 
 def _take(
     expected: Mapping[str, Tensor], state: Mapping[str, Tensor], library: ModuleType
-) -> tuple[dict[str, Tensor], list[Fate]]:
+) -> tuple[dict[str, Tensor], list[TensorStatus]]:
     """Return the tensors of our model that ``state`` has, and what became of each."""
     weights: dict[str, Tensor] = {}
-    fates: list[Fate] = []
+    tensors: list[TensorStatus] = []
     used = set()
     fillable = _fillable(expected, state, library)
     for name, wanted in expected.items():
@@ -255,19 +261,19 @@ def _take(
             value = value.reshape(wanted.shape)  # a scale is a number, or a list of one
         if value is None and name in fillable:
             weights[name] = torch.zeros(wanted.shape, dtype=wanted.dtype)
-            fates.append(Fate(group, "filled", theirs))
+            tensors.append(TensorStatus(group, "filled", theirs))
         elif value is None:
-            fates.append(Fate(group, "missing", theirs))
+            tensors.append(TensorStatus(group, "missing", theirs))
         elif value.shape != wanted.shape:
             shapes = f"{theirs} {tuple(value.shape)}, not {tuple(wanted.shape)}"
-            fates.append(Fate(group, "wrong shape", shapes))
+            tensors.append(TensorStatus(group, "wrong shape", shapes))
         else:
             weights[name] = value
-            fates.append(Fate(group, "loaded", theirs))
+            tensors.append(TensorStatus(group, "loaded", theirs))
     for name in state:
         if name not in used and not _NO_WEIGHT.fullmatch(name):
-            fates.append(Fate(".".join(name.split(".")[:2]), "left over", name))
-    return weights, fates
+            tensors.append(TensorStatus(".".join(name.split(".")[:2]), "left over", name))
+    return weights, tensors
 
 
 def _fillable(
@@ -299,10 +305,10 @@ def _group(name: str) -> str:
     return parts[2]
 
 
-def _refuse_misfits(source: str, fates: Iterable[Fate]) -> None:
+def _refuse_misfits(source: str, tensors: Iterable[TensorStatus]) -> None:
     """Raise an error that lists all tensors without a place or of a wrong shape, if there are."""
     problems: dict[tuple[str, str], list[str]] = {}
-    for group, what, name in fates:
+    for group, what, name in tensors:
         if what not in ("loaded", "filled"):
             problems.setdefault((what, group), []).append(name)
     if not problems:

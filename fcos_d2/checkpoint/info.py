@@ -40,7 +40,9 @@ def read_info(path: str) -> CheckpointInfo:
         weights = unwrap(checkpoint)
         if recognise(weights):
             converted = convert(checkpoint)
-            return CheckpointInfo(converted.class_names, len(converted.slots), converted.cfg)
+            return CheckpointInfo(
+                converted.class_names, len(converted.class_indices), converted.cfg
+            )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     head = weights.get("proposal_generator.head.cls_score.weight")

@@ -78,7 +78,7 @@ def compare_checkpoint(
     """
     converted = convert(checkpoint, source)
     reference = build_reference(converted)
-    num_classes = len(converted.slots)
+    num_classes = len(converted.class_indices)
     cfg = build_cfg(converted.cfg, num_classes)
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()

@@ -133,13 +133,13 @@ def _build_torchvision(num_classes: int) -> nn.Module:
 
 
 def _torchvision_reference(converted: Converted) -> Reference:
-    slots = torch.tensor(converted.slots)
-    model = _build_torchvision(converted.num_slots)
+    classes = torch.tensor(converted.class_indices)
+    model = _build_torchvision(converted.num_outputs)
     model.load_state_dict(converted.original)
 
     def read(output: Mapping[str, Tensor]) -> HeadOutputs:
         return HeadOutputs(
-            output["cls_logits"][..., slots],
+            output["cls_logits"][..., classes],
             output["bbox_regression"],
             output["bbox_ctrness"].squeeze(2),
         )
@@ -154,13 +154,13 @@ def _torchvision_reference(converted: Converted) -> Reference:
                 pred_boxes=Boxes(x["boxes"]),
                 scores=x["scores"],
                 # Slots that stand for no class never detect; see Converted.
-                pred_classes=torch.searchsorted(slots, x["labels"]),
+                pred_classes=torch.searchsorted(classes, x["labels"]),
             )
             for image, x in zip(images, results, strict=True)
         ]
 
     def losses(samples: list[Sample]) -> list[Tensor]:
-        targets = [{"boxes": x.boxes, "labels": slots[x.classes]} for x in samples]
+        targets = [{"boxes": x.boxes, "labels": classes[x.classes]} for x in samples]
         result = model([x.image / 255 for x in samples], targets)
         return [result[k] for k in ("classification", "bbox_regression", "bbox_ctrness")]
 
@@ -203,7 +203,7 @@ def _build_detectron2(num_classes: int, depth: int = 50) -> nn.Module:
 
 
 def _detectron2_reference(converted: Converted) -> Reference:
-    model = _build_detectron2(converted.num_slots, converted.cfg["MODEL.RESNETS.DEPTH"])
+    model = _build_detectron2(converted.num_outputs, converted.cfg["MODEL.RESNETS.DEPTH"])
     model.load_state_dict(converted.original)
 
     def flatten(maps: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What conversion shares over the libraries: recognition, fates, errors, the file it writes."""
+"""What conversion shares over the libraries: recognition, statuses, errors, the file it writes."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from fcos_d2.checkpoint import CARRIED_KEYS, Converted, convert, convert_file, fate_table
+from fcos_d2.checkpoint import CARRIED_KEYS, Converted, convert, convert_file, status_table
 from fcos_d2.checkpoint.architecture import build_cfg, expected_state
 from fcos_d2.checkpoint.convert import recognise
 from fcos_d2.checkpoint.libraries import LIBRARIES
@@ -27,7 +27,7 @@ def test_all_keys_are_told(make_state, source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_weights_fill_the_model_of_the_keys(make_state, source):
     converted = convert(make_state(source))
-    wanted = expected_state(build_cfg(converted.cfg, len(converted.slots)))
+    wanted = expected_state(build_cfg(converted.cfg, len(converted.class_indices)))
     got = {name: x.shape for name, x in converted.weights.items()}
     assert got == {name: x.shape for name, x in wanted.items()}
 
@@ -121,8 +121,8 @@ def test_partial_takes_what_fits(misfit, make_state):
     assert converted.weights.keys() == whole.weights.keys() - gone
     assert converted.cfg == whole.cfg
     counts = {
-        what: sum(fate.what == what for fate in converted.fates)
-        for what in ("loaded", "missing", "wrong shape", "left over", "filled")
+        status: sum(tensor.status == status for tensor in converted.tensors)
+        for status in ("loaded", "missing", "wrong shape", "left over", "filled")
     }
     total = len(whole.weights)
     assert counts == {
@@ -137,7 +137,7 @@ def test_partial_takes_what_fits(misfit, make_state):
 def test_partial_without_a_class_predictor(make_state):
     state = {k: x for k, x in make_state("detectron2").items() if "cls_score" not in k}
     converted = convert(state, partial=True, class_names=["a", "b"])
-    assert converted.class_names == ["a", "b"] and converted.num_slots == 0
+    assert converted.class_names == ["a", "b"] and converted.num_outputs == 0
     assert not any("cls_score" in name for name in converted.weights)
 
 
@@ -166,8 +166,8 @@ def test_an_override_with_which_no_network_can_be_built(make_state):
         convert(make_state("detectron2"), overrides={"MODEL.RESNETS.DEPTH": 51})
 
 
-def test_the_table_of_fates(misfit):
-    lines = fate_table(convert(misfit, partial=True).fates).splitlines()
+def test_the_status_table(misfit):
+    lines = status_table(convert(misfit, partial=True).tensors).splitlines()
     headers = re.split(r"\s{2,}", lines[0].strip())
     assert headers == ["tensors", "loaded", "filled", "missing", "wrong shape", "left over"]
     rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}

@@ -9,8 +9,8 @@ Every module has the same functions, and a number:
   names nor shapes tell, as the library computes them, and a list of remarks for whoever reads the
   file. ``checkpoint`` is the whole file's content, ``architecture`` what
   :func:`~fcos_d2.checkpoint.architecture.infer_architecture` found.
-- ``class_names(checkpoint, num_slots)``: the names of the class predictor's outputs, as far as the
-  library says; else an empty list.
+- ``class_names(checkpoint, num_outputs)``: the names of the class predictor's outputs, as far as
+  the library says; else an empty list.
 - ``FEWEST_TOP_LEVELS``: how many of P6 and P7 its networks have that have any.
 
 Names, defaults and rules are facts about the libraries; no code of theirs is here.

@@ -63,6 +63,6 @@ def options(
     return keys, [INPUT_NOTE, _SETTINGS_NOTE]
 
 
-def class_names(checkpoint: Mapping[str, Any], num_slots: int) -> list[str]:
+def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
     """See :mod:`fcos_d2.checkpoint.libraries`: its checkpoints hold none."""
     return []

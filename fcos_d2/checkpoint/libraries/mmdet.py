@@ -121,7 +121,7 @@ def options(
     return keys, notes
 
 
-def class_names(checkpoint: Mapping[str, Any], num_slots: int) -> list[str]:
+def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
     """See :mod:`fcos_d2.checkpoint.libraries`: those in the file's ``meta``."""
     meta = _meta(checkpoint)
     dataset = meta.get("dataset_meta")

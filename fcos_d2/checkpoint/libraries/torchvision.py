@@ -75,10 +75,10 @@ def options(
     return keys, []
 
 
-def class_names(checkpoint: Mapping[str, Any], num_slots: int) -> list[str]:
+def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
     """See :mod:`fcos_d2.checkpoint.libraries`: 91 outputs are those of its weights for COCO."""
     coco = FCOS_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    return list(coco) if num_slots == len(coco) else []
+    return list(coco) if num_outputs == len(coco) else []
 
 
 def _count_blocks(blocks: str, state: Mapping[str, Tensor]) -> int:

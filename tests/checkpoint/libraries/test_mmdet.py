@@ -62,7 +62,7 @@ def test_each_tensor_goes_to_its_place(make_state, assert_landed, depth):
     converted = convert({"meta": {}, "state_dict": state})
     assert converted.source == "mmdet"
     assert_landed(converted, state, translate, filled=TOWER_BIASES)
-    assert sum(fate.what == "filled" for fate in converted.fates) == 4
+    assert sum(tensor.status == "filled" for tensor in converted.tensors) == 4
 
 
 def test_conv_bias(make_state, assert_landed):

@@ -1,4 +1,4 @@
-"""torchvision's FCOS: where its tensors go, its options, its class slots."""
+"""torchvision's FCOS: where its tensors go, its options, its classes."""
 
 import re
 
@@ -54,7 +54,7 @@ def test_each_tensor_goes_to_its_place(make_state, assert_landed, depth, norm):
     converted = convert(state)
     assert converted.source == "torchvision" and converted.notes == []
     assert_landed(converted, state, translate)
-    assert {fate.what for fate in converted.fates} == {"loaded"}
+    assert {tensor.status for tensor in converted.tensors} == {"loaded"}
 
 
 def test_its_options(make_state):
@@ -113,19 +113,19 @@ def rows(state, count):
     return {**state, f"{name}.weight": weight, f"{name}.bias": torch.arange(float(count))}
 
 
-def assert_kept(converted, slots):
-    assert converted.slots == slots
+def assert_kept(converted, indices):
+    assert converted.class_indices == indices
     for end in ("weight", "bias"):
         kept = converted.weights[f"proposal_generator.head.cls_score.{end}"]
-        assert kept.reshape(len(slots), -1)[:, 0].tolist() == slots
+        assert kept.reshape(len(indices), -1)[:, 0].tolist() == indices
 
 
-def test_cocos_91_slots_become_its_80_classes_in_detectron2s_order(make_state):
+def test_cocos_91_outputs_become_its_80_classes_in_detectron2s_order(make_state):
     converted = convert(rows(make_state("torchvision", num_classes=91), 91))
     coco = [x for x in COCO_CATEGORIES if x["isthing"]]
     assert converted.class_names == [x["name"] for x in coco]
     assert_kept(converted, [x["id"] for x in coco])  # a slot's number is COCO's id
-    assert converted.num_slots == 91
+    assert converted.num_outputs == 91
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c"], ["__background__", "a", "b", "c"]])
@@ -135,7 +135,7 @@ def test_the_first_slot_is_the_background(make_state, names):
     assert_kept(converted, [1, 2, 3])
 
 
-def test_names_for_all_slots_and_none(make_state):
+def test_names_for_all_outputs_and_none(make_state):
     state = rows(make_state("torchvision", num_classes=4), 4)
     named = convert(state, class_names=["a", "b", "N/A", "d"])
     assert named.class_names == ["a", "b", "d"]
