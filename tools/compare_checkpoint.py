@@ -10,9 +10,9 @@ import tabulate
 import torch
 import torchvision
 
-from fcos_d2.checkpoint.parity import compare_checkpoint
 from fcos_d2.checkpoint.reader import read_checkpoint
-from fcos_d2.checkpoint.references import random_weights
+from parity import compare_checkpoint
+from references import random_weights
 
 MEANING = {
     "images": "images whose detections are compared",

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torchvision.ops import nms
 
-from fcos_d2.benchmark.measure import Job, count_operators
+from benchmark.measure import Job, count_operators
 from fcos_d2.modeling import CenterSamplingMatcher, FCOSDecoder, compute_locations
 from fcos_d2.modeling.decoder import (
     _suppress_by_image,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torchvision import ops
 
-from fcos_d2.benchmark.measure import Job, peak_memory_cpu
+from benchmark.measure import Job, peak_memory_cpu
 from fcos_d2.modeling import focal_loss
 from fcos_d2.modeling.focal_loss import sigmoid_focal_loss
 

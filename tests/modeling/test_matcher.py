@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from fcos_d2.benchmark.measure import Job, count_operators, peak_memory_cpu
+from benchmark.measure import Job, count_operators, peak_memory_cpu
 from fcos_d2.modeling import CenterSamplingMatcher, compute_locations, matcher
 
 STRIDES = [8, 16, 32, 64, 128]

@@ -7,7 +7,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fcos_d2.benchmark.measure import Job, count_operators
+from benchmark.measure import Job, count_operators
 from fcos_d2.modeling import compute_locations
 from fcos_d2.modeling.proposal_generator import (
     Predictions,

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..environment import describe_environment
-from ..modeling.optimize import optimize_for_inference
+from fcos_d2.environment import describe_environment
+from fcos_d2.modeling.optimize import optimize_for_inference
+
 from .agreement import check_detections
 from .growth import measure_growth
 from .inputs import Case
@@ -38,7 +39,7 @@ _LOADS: dict[str, list[Case]] = {
 
 @dataclasses.dataclass
 class Options:
-    """What is measured, see ``tools/benchmark.py --help``."""
+    """What is measured, see ``tools/benchmark --help``."""
 
     peers: Sequence[str] | None = None
     device: str = "cpu"

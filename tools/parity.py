@@ -10,9 +10,9 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from .architecture import build_cfg
-from .convert import convert
-from .references import (
+from fcos_d2.checkpoint.architecture import build_cfg
+from fcos_d2.checkpoint.convert import convert
+from references import (
     HeadOutputs,
     Reference,
     Sample,

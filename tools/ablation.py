@@ -1,9 +1,15 @@
-"""Many runs that differ from a base in one choice each, and the table of what each choice gave."""
+"""One-change-at-a-time ablations: train a recipe once per choice and print a table of the results.
 
+Usage:
+    python tools/ablation.py PLAN.yaml [--output DIR] [--table FILE] [--only-table] [KEY VALUE ...]
+"""
+
+import argparse
 import json
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +18,9 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from ..files import dataset_slug, write_json
+from fcos_d2.files import atomic_path, dataset_slug, write_json
 
+TRAIN_NET = Path(__file__).resolve().parents[1] / "train_net.py"
 logger = logging.getLogger(__name__)
 
 BASE = "base"
@@ -183,3 +190,35 @@ def read_metrics(folder: Path) -> dict[str, float]:
     path = folder / "inference" / slug / "evaluation.json"
     table = json.loads(path.read_text(encoding="utf-8"))["bbox"]
     return {key: table[key] for key in METRICS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the table and return the exit status: 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("plan", metavar="PLAN.yaml", help="as docs/results/r18_voc_choices.yaml")
+    parser.add_argument("--output", type=Path, default=Path("output/ranking"), metavar="DIR")
+    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the table there too")
+    parser.add_argument("--only-table", action="store_true", help="make no run")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="over the plan's opts, as MODEL.WEIGHTS FILE"
+    )
+    args = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        runs = read_plan(args.plan, args.opts)
+        if not args.only_table:
+            execute((sys.executable, str(TRAIN_NET)), runs, args.output)
+        table = compare(runs, args.output).to_markdown(index=False, floatfmt=".1f")
+    except (OSError, ValueError) as error:
+        print("ablation:", error, file=sys.stderr)
+        return 1
+    print(table)
+    if args.table:
+        with atomic_path(args.table) as temporary:
+            temporary.write_text(table + "\n", encoding="utf-8")
+    done = [is_done(run, args.output / run.folder) for run in runs]
+    return 0 if args.only_table or all(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

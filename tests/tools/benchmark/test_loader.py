@@ -2,8 +2,8 @@
 
 import torch
 
-from fcos_d2.benchmark.inputs import Case
-from fcos_d2.benchmark.loader import SHORT_EDGE, loader_entries
+from benchmark.inputs import Case
+from benchmark.loader import SHORT_EDGE, loader_entries
 
 
 def test_loaders_read_the_same_images(tmp_path):

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..files import atomic_path
+from fcos_d2.files import atomic_path
+
 from .inputs import Case
 from .measure import measure
 from .parts import ENTRIES, Bench

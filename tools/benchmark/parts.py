@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.optimize import optimize_for_inference
+from fcos_d2.modeling.optimize import optimize_for_inference
+
 from .agreement import compare_detections, compare_labels
 from .inputs import Case, detection_maps, make_images, make_samples, training_maps
 from .measure import Job, autocast, matmul_precision

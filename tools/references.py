@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torchvision.models.detection import fcos_resnet50_fpn
 
-from .convert import Converted
+from fcos_d2.checkpoint.convert import Converted
 
 
 class Sample(NamedTuple):

@@ -6,15 +6,15 @@ import sys
 import pytest
 import torch
 
-from fcos_d2.benchmark.agreement import (
+from benchmark.agreement import (
     DisagreementError,
     check_detections,
     compare_detections,
     compare_labels,
 )
-from fcos_d2.benchmark.inputs import Case, detection_maps, make_images, make_samples, training_maps
-from fcos_d2.benchmark.parts import Bench, decode_entries, match_entries
-from fcos_d2.benchmark.peers import (
+from benchmark.inputs import Case, detection_maps, make_images, make_samples, training_maps
+from benchmark.parts import Bench, decode_entries, match_entries
+from benchmark.peers import (
     NUM_CLASSES,
     as_instances,
     build_peers,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import nms
 
-from fcos_d2.benchmark.measure import (
+from benchmark.measure import (
     Job,
     Measurement,
     _count_syncs_cuda,
@@ -153,7 +153,7 @@ def test_flops_of_convolutions_alone():
 
 
 def test_the_roof_is_operations_over_time(monkeypatch):
-    monkeypatch.setattr("fcos_d2.benchmark.measure.time_once", lambda job, device: 1000.0)
+    monkeypatch.setattr("benchmark.measure.time_once", lambda job, device: 1000.0)
     assert matmul_flops_per_second("fp32", "cpu") == 2 * 1536**3
 
 

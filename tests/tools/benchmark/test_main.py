@@ -1,6 +1,5 @@
-"""The command line of benchmark."""
+"""The command line of the benchmark."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,16 +7,9 @@ from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "benchmark.py"
+from benchmark.__main__ import main
 
-
-@pytest.fixture(scope="module")
-def main():
-    """The tool's main, in this process."""
-    spec = importlib.util.spec_from_file_location("benchmark_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+TOOL = Path(__file__).resolve().parents[3] / "tools" / "benchmark"
 
 
 def test_a_whole_run(tmp_path):
@@ -57,14 +49,14 @@ def test_a_whole_run(tmp_path):
         ("--depth 34", "invalid choice: 34"),
     ],
 )
-def test_wrong_arguments(main, capsys, arguments, message):
+def test_wrong_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         main(arguments.split())
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--json", "--growth"])
-def test_an_unwritable_path_is_refused_at_once(main, capsys, tmp_path, option):
+def test_an_unwritable_path_is_refused_at_once(capsys, tmp_path, option):
     (tmp_path / "file").touch()
     for path, reason in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "file")):
         assert main([option, str(path)]) == 1
@@ -73,6 +65,6 @@ def test_an_unwritable_path_is_refused_at_once(main, capsys, tmp_path, option):
         assert reason in err
 
 
-def test_an_error_is_one_line(main, capsys):
+def test_an_error_is_one_line(capsys):
     assert main(["--dtype", "tf32"]) == 1
     assert capsys.readouterr().err == "benchmark: --dtype tf32 exists on CUDA devices only.\n"

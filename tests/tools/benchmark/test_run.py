@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fcos_d2.benchmark import PARTS, Options, format_report, run, run_benchmark
-from fcos_d2.benchmark.inputs import Case
-from fcos_d2.benchmark.run import _add_ratios, cases_of, choose_peers
+from benchmark import run
+from benchmark.inputs import Case
+from benchmark.run import PARTS, Options, _add_ratios, cases_of, choose_peers, run_benchmark
+from benchmark.tables import format_report
 
 
 def make_row(**changes):
@@ -61,7 +62,7 @@ def test_ratios_are_to_the_fastest_peer():
 
 def test_a_missing_peer_is_left_out_or_refused(monkeypatch):
     reasons = {"detectron2": "too old: get another", "adelaidet": ""}
-    monkeypatch.setattr("fcos_d2.benchmark.run.why_missing", lambda x: reasons.get(x, ""))
+    monkeypatch.setattr("benchmark.run.why_missing", lambda x: reasons.get(x, ""))
     names, left_out = choose_peers(None)
     assert names == ["torchvision", "adelaidet"]
     assert left_out == {"detectron2": "too old: get another"}

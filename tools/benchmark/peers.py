@@ -22,12 +22,12 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 from torchvision.models.detection.image_list import ImageList as TorchvisionImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7 as TorchvisionP6P7
 
-from ..checkpoint.architecture import build_cfg
-from ..checkpoint.convert import convert
-from ..checkpoint.libraries import LIBRARIES
-from ..checkpoint.references import Sample
-from ..modeling import compute_locations
-from ..modeling.proposal_generator import Predictions
+from fcos_d2.checkpoint.architecture import build_cfg
+from fcos_d2.checkpoint.convert import convert
+from fcos_d2.checkpoint.libraries import LIBRARIES
+from fcos_d2.modeling import compute_locations
+from fcos_d2.modeling.proposal_generator import Predictions
+from references import Sample
 
 NUM_CLASSES = 20
 STRIDES = (8, 16, 32, 64, 128)

@@ -1,4 +1,4 @@
-"""Measure fcos_d2 beside other FCOS implementations: python tools/benchmark.py --json out.json."""
+"""Command line of the benchmark: ``python tools/benchmark --json out.json``."""
 
 import argparse
 import os
@@ -9,29 +9,26 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# PyTorch's profiler talks into the progress bar; it reads this when it is loaded.
+if not __package__:  # run as a folder: import this package by its name
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+# PyTorch's profiler writes into the progress bar; it reads this variable when it is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 import torch  # noqa: E402
 
-from fcos_d2.benchmark import (  # noqa: E402
-    PARTS,
-    PEERS,
-    PRECISIONS,
-    DisagreementError,
-    Options,
-    format_report,
-    plot_growth,
-    run_benchmark,
-)
+from benchmark.agreement import DisagreementError  # noqa: E402
+from benchmark.growth import plot_growth  # noqa: E402
+from benchmark.run import PARTS, PEERS, PRECISIONS, Options, run_benchmark  # noqa: E402
+from benchmark.tables import format_report  # noqa: E402
 from fcos_d2.files import write_json  # noqa: E402
 
 
 def get_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
+        prog="benchmark",
         description="Time fcos_d2 and other FCOS implementations on the same inputs with the same "
-        "weights, in turns, and print a Markdown table. Detections are compared first."
+        "weights, in turns, and print a Markdown table. Detections are compared first.",
     )
     add = parser.add_argument
     peers = ",".join(PEERS)

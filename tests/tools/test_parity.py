@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fcos_d2.checkpoint.convert import convert
-from fcos_d2.checkpoint.parity import (
+from parity import (
     compare_checkpoint,
     random_samples,
     random_training_batches,
     relative_difference,
 )
-from fcos_d2.checkpoint.references import random_weights
+from references import random_weights
 
 LIVE = [
     "torchvision",
@@ -59,7 +59,7 @@ def test_a_wrong_option_is_seen(monkeypatch, key, value):
         converted = convert(checkpoint, source)
         return converted._replace(cfg={**converted.cfg, key: value})
 
-    monkeypatch.setattr("fcos_d2.checkpoint.parity.convert", convert_wrongly)
+    monkeypatch.setattr("parity.convert", convert_wrongly)
     images = [torch.randint(0, 256, (3, 96, 160), dtype=torch.uint8)]
     parity = compare_checkpoint(random_weights("torchvision", 3), "torchvision", [images], [])
     assert parity.unequal_images == 1 or parity.boxes > 1

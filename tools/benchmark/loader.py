@@ -11,9 +11,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from ..config import add_fcos_config
-from ..data.dataset_mapper import DetectionDatasetMapper
-from ..data.loader import TrainLoader
+from fcos_d2.config import add_fcos_config
+from fcos_d2.data.dataset_mapper import DetectionDatasetMapper
+from fcos_d2.data.loader import TrainLoader
+
 from .inputs import Case, make_samples
 from .measure import Job
 from .parts import Entry

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoint.references import Sample
-from ..modeling.decoder import encode_boxes
+from fcos_d2.modeling.decoder import encode_boxes
+from references import Sample
+
 from .peers import NUM_CLASSES, STRIDES, Maps, Peer
 
 

@@ -6,7 +6,8 @@ import sys
 import pytest
 import yaml
 
-from fcos_d2.engine.ranking import BASE, Run, compare, execute, read_metrics, read_plan
+import ablation
+from ablation import BASE, Run, compare, execute, read_metrics, read_plan
 
 # In place of train_net.py: AP50 is 100 times BASE_LR plus the seed; a learning rate of 9 fails.
 STAND_IN = """
@@ -144,3 +145,70 @@ def test_the_first_test_set_counts(plan, tmp_path):
     other = {"bbox": {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}}
     (folder / "inference" / "a" / "evaluation.json").write_text(json.dumps(other))
     assert read_metrics(folder) == {"AP": 5.5, "AP50": 11, "AP75": None}
+
+
+CLI_PLAN = {
+    "config_file": "recipe.yaml",
+    "opts": {"SOLVER.BASE_LR": 0.1},
+    "base_seeds": [1],
+    "runs": [{"choice": "more", "opts": {"SOLVER.BASE_LR": 0.2}}],
+}
+
+
+@pytest.fixture
+def cli_plan(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(CLI_PLAN))
+    return path
+
+
+def make_run(folder, rate, ap50, weights="w.pth"):
+    """What a run that came to its end leaves."""
+    (folder / "inference" / "val").mkdir(parents=True)
+    (folder / "config.yaml").write_text("DATASETS: {TEST: [val]}")
+    options = {"config_file": "recipe.yaml", "SOLVER.BASE_LR": rate, "MODEL.WEIGHTS": weights}
+    (folder / "options.json").write_text(json.dumps({**options, "SEED": 1}))
+    bbox = {"AP": ap50 / 2, "AP50": ap50, "AP75": 1.0}
+    (folder / "inference" / "val" / "evaluation.json").write_text(json.dumps({"bbox": bbox}))
+
+
+def test_options_behind_the_others(cli_plan, tmp_path, capsys):
+    """KEY VALUE pairs at the end, behind options, and nothing is left to run."""
+    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
+    make_run(tmp_path / "out" / "more-seed1", 0.2, 23.5)
+    table = tmp_path / "table.md"
+    arguments = [cli_plan, "--output", tmp_path / "out", "--table", table, "MODEL.WEIGHTS", "w.pth"]
+    assert ablation.main([str(x) for x in arguments]) == 0
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in table.read_text().splitlines()]
+    assert rows[0] == ["choice", "seeds", "AP", "AP50", "AP75", "change", "spread"]
+    assert rows[2] == ["more", "1", "11.8", "23.5", "1.0", "3.5", "nan"]
+    assert rows[3][:4] == ["base", "1", "10.0", "20.0"]
+    assert table.read_text().strip() in capsys.readouterr().out
+
+
+def test_the_table_of_runs_that_are_under_way(cli_plan, tmp_path, capsys):
+    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
+    arguments = [cli_plan, "--only-table", "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
+    assert ablation.main([str(x) for x in arguments]) == 0
+    base, more = capsys.readouterr().out.splitlines()[2:]
+    assert "base" in base and "20.0" in base
+    assert "more" in more and "nan" in more
+
+
+def test_a_run_that_fails_fails_the_command(cli_plan, tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
+    (tmp_path / "train.py").write_text("raise SystemExit('no such recipe')")
+    monkeypatch.setattr(ablation, "TRAIN_NET", tmp_path / "train.py")
+    arguments = [cli_plan, "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
+    assert ablation.main([str(x) for x in arguments]) == 1
+    assert "20.0" in capsys.readouterr().out
+    assert (tmp_path / "out" / "more-seed1" / "console.txt").read_text() == "no such recipe\n"
+
+
+def test_what_is_wrong_is_said(cli_plan, tmp_path, capsys):
+    assert ablation.main([str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml" in capsys.readouterr().err
+    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0, weights="other.pth")
+    arguments = [cli_plan, "--only-table", "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
+    assert ablation.main([str(x) for x in arguments]) == 1
+    assert "base-seed1 holds a run with other options" in capsys.readouterr().err

@@ -3,10 +3,10 @@
 import pytest
 from PIL import Image
 
-from fcos_d2.benchmark import growth
-from fcos_d2.benchmark.inputs import Case
-from fcos_d2.benchmark.parts import Bench
-from fcos_d2.benchmark.peers import build_peers
+from benchmark import growth
+from benchmark.inputs import Case
+from benchmark.parts import Bench
+from benchmark.peers import build_peers
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Benchmark of fcos_d2 against other FCOS implementations: ``python tools/benchmark``."""
