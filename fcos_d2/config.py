@@ -1,7 +1,11 @@
 """Config keys that fcos_d2 adds to Detectron2's; the source of docs/configuration.md."""
 
+import logging
+
 from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
+
+logger = logging.getLogger(__name__)
 
 # Keys of earlier versions. A config.yaml that sets one still loads; yacs warns and ignores it.
 REMOVED_KEYS = (
@@ -10,6 +14,8 @@ REMOVED_KEYS = (
     "INPUT.REDUCED_JPEG_TEST",
     "TEST.COMPILE",
 )
+# Registered names of earlier versions, changed because AdelaiDet and CenterMask2 have them too.
+_RENAMED_BACKBONES = {"build_fcos_resnet_fpn_backbone": "build_resnet_fcos_fpn_backbone"}
 
 
 # tools/config_page.py turns this function into the page: a comment that ends with a blank line is
@@ -175,6 +181,18 @@ def _node(cfg: CN, path: str) -> CN:
     for name in path.split("."):
         cfg = cfg[name]
     return cfg
+
+
+def update_names(cfg: CN) -> None:
+    """Replace registered names that earlier versions of fcos_d2 used by today's, in place.
+
+    Call it on a config that was read from a file of unknown age. An alias in the registry would
+    not do: it would stop AdelaiDet from registering its own backbone of that name.
+    """
+    old = cfg.MODEL.BACKBONE.NAME
+    if old in _RENAMED_BACKBONES:
+        cfg.MODEL.BACKBONE.NAME = _RENAMED_BACKBONES[old]
+        logger.info("MODEL.BACKBONE.NAME %s is now called %s.", old, _RENAMED_BACKBONES[old])
 
 
 def get_num_classes(cfg: CN) -> int:

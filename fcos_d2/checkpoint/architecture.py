@@ -46,7 +46,7 @@ def infer_architecture(shape_of: ShapeOf, fewest_top_levels: int = 2) -> dict[st
     top_channels = _size(shape_of("backbone.top_block.p6.weight"), 1, channels)
     return {
         "MODEL.META_ARCHITECTURE": "FCOS",
-        "MODEL.BACKBONE.NAME": "build_fcos_resnet_fpn_backbone",
+        "MODEL.BACKBONE.NAME": "build_resnet_fcos_fpn_backbone",
         "MODEL.PROPOSAL_GENERATOR.NAME": "FCOSProposalGenerator",
         **_infer_resnet(shape_of),
         "MODEL.RESNETS.OUT_FEATURES": in_features,

@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import add_fcos_config
+from ..config import add_fcos_config, update_names
 
 # What the shapes of tensors don't show and weights need whatever is done with them.
 FACT_KEYS = (
@@ -76,6 +76,7 @@ def set_keys(cfg: CfgNode, keys: Mapping[str, Any]) -> None:
         ValueError: a value is not of the key's type.
     """
     cfg.merge_from_list([x for pair in keys.items() for x in pair])
+    update_names(cfg)
 
 
 def parse_keys(options: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys
-from ..config import add_fcos_config
+from ..config import add_fcos_config, update_names
 from ..data import class_names, load_records, register_source
 from ..visualization.report.provenance import record_command
 from .checks import check_training, set_num_classes
@@ -29,6 +29,7 @@ def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     cfg = get_cfg()
     add_fcos_config(cfg)
     merge_config(cfg, config_file, opts)
+    update_names(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device: running on the CPU.")
         cfg.MODEL.DEVICE = "cpu"

@@ -1,6 +1,6 @@
 """The network: importing this package registers it with Detectron2."""
 
-from .backbone import TopBlock, build_fcos_resnet_fpn_backbone
+from .backbone import TopBlock, build_resnet_fcos_fpn_backbone
 from .decoder import FCOSDecoder
 from .head import FCOSHead
 from .lazy import LazyModel
@@ -23,7 +23,7 @@ __all__ = [
     "Locations",
     "Matches",
     "TopBlock",
-    "build_fcos_resnet_fpn_backbone",
+    "build_resnet_fcos_fpn_backbone",
     "compute_locations",
     "fcos_losses",
     "optimize_for_inference",

@@ -37,7 +37,7 @@ class TopBlock(nn.Module):
 
 
 @BACKBONE_REGISTRY.register()
-def build_fcos_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """Build the backbone of FCOS (paper, section 3.2): P3..P5, then P6 and P7 by stride-2 conv.
 
     Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here

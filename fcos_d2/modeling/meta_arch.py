@@ -12,6 +12,8 @@ from detectron2.utils.events import get_event_storage
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor, nn
 
+from ..config import update_names
+
 
 @META_ARCH_REGISTRY.register()
 class FCOS(nn.Module):
@@ -58,6 +60,9 @@ class FCOS(nn.Module):
                 "MODEL.FCOS.CLASS_AGNOSTIC is for proposals: with MODEL.META_ARCHITECTURE FCOS "
                 "every detection would be of class 0."
             )
+        cfg = cfg.clone()
+        cfg.defrost()
+        update_names(cfg)  # a config.yaml of an earlier version, read by Detectron2 itself
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

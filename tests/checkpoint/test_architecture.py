@@ -9,7 +9,7 @@ from fcos_d2.checkpoint.keys import collect_keys
 
 BASE = {
     "MODEL.META_ARCHITECTURE": "FCOS",
-    "MODEL.BACKBONE.NAME": "build_fcos_resnet_fpn_backbone",
+    "MODEL.BACKBONE.NAME": "build_resnet_fcos_fpn_backbone",
     "MODEL.PROPOSAL_GENERATOR.NAME": "FCOSProposalGenerator",
     "MODEL.RESNETS.DEPTH": 18,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,

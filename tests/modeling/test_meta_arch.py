@@ -15,7 +15,7 @@ from fcos_d2.modeling import (
     FCOSDecoder,
     FCOSHead,
     FCOSProposalGenerator,
-    build_fcos_resnet_fpn_backbone,
+    build_resnet_fcos_fpn_backbone,
 )
 
 
@@ -147,7 +147,7 @@ def test_other_images_of_a_batch_change_nothing(tiny_cfg):
 def test_yaml_and_python_build_the_same_model(tiny_cfg):
     """Keyword arguments alone, without a config, give a model that takes the yaml's weights."""
     from_yaml = build_model(tiny_cfg).eval()
-    backbone = build_fcos_resnet_fpn_backbone(tiny_cfg, ShapeSpec(channels=3))
+    backbone = build_resnet_fcos_fpn_backbone(tiny_cfg, ShapeSpec(channels=3))
     shapes = backbone.output_shape()
     names = ["p3", "p4", "p5", "p6", "p7"]
     from_python = FCOS(

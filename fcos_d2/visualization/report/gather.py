@@ -12,7 +12,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ...checkpoint import read_checkpoint
-from ...config import add_fcos_config
+from ...config import add_fcos_config, update_names
 from ...data import class_names, load_records, register_source
 from ...evaluation.evaluator import RESULTS_FILE, TABLES_FILE
 from ...evaluation.records import check_predictions
@@ -207,6 +207,7 @@ def _merge(settings: dict[str, Any], problems: dict[str, str]) -> CfgNode | None
         reason = " ".join(map(str, error.args))
         problems["cfg"] = f"config.yaml does not suit this version ({reason})."
         return None
+    update_names(cfg)
     return cfg
 
 

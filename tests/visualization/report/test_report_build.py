@@ -101,7 +101,7 @@ def test_of_a_large_data_set_some_images_are_assigned(run, monkeypatch):
 def test_an_error_that_nobody_foresaw_costs_its_section_alone(run, shapes_source, caplog):
     """A backbone of the user's own, and tables of another form."""
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("build_fcos_resnet_fpn_backbone", "my_own"))
+    (run / "config.yaml").write_text(config.replace("build_resnet_fcos_fpn_backbone", "my_own"))
     path = run / "inference" / dataset_slug(shapes_source) / "evaluation.json"
     evaluation = json.loads(path.read_text())
     del evaluation["bbox"], evaluation["per_class"]
