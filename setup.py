@@ -1,4 +1,4 @@
-"""Metadata and dependencies of fcos_d2; the settings of tools are in pyproject.toml."""
+"""Metadata and dependencies of fcos_d2. Tool settings are in pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 
 
 def read_version() -> str:
-    """Read ``__version__`` as text: importing the package would need Detectron2 already."""
+    """Read ``__version__`` from the source: importing the package would require Detectron2."""
     text = (ROOT / "fcos_d2" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
@@ -18,14 +18,13 @@ def read_version() -> str:
 
 
 def read_description() -> str:
-    """The README; empty in a checkout that lacks it."""
+    """Return the text of README.md, or "" in a checkout without it."""
     path = ROOT / "README.md"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-# Detectron2 itself is missing here on purpose. It is not on PyPI under its name (what is called
-# so there is nobody's promise), and it is built against the PyTorch that is installed already.
-# tools/install_detectron2.py installs it.
+# Detectron2 itself is not listed: the PyPI package of that name is unofficial, and Detectron2 is
+# built against the installed PyTorch. tools/install_detectron2.py installs it.
 INSTALL_REQUIRES = [
     "torch>=2.3",
     "torchvision>=0.18",
@@ -44,16 +43,16 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    # Playwright drives the browser that the report is tested in, where there is one.
-    "dev": ["playwright", "pytest", "ruff"],
-    # Detectron2 draws and rotates with cv2, but four distributions bring that module
-    # (opencv-python, -headless, -contrib-...) and they overwrite each other's files. Whoever has
-    # Detectron2 has one of them, so none is forced on them. `make` and a new environment take this
-    # one, which needs no libGL and serves servers and desktops alike.
+    # Playwright drives the browser in which the report is tested, where one is installed.
+    "dev": ["import-linter", "mypy", "playwright", "pytest", "pytest-cov", "ruff"],
+    "docs": ["mkdocs"],
+    # Detectron2 needs cv2, but four distributions provide that module (opencv-python, -headless,
+    # -contrib-...) and overwrite each other's files. An environment with Detectron2 already has one
+    # of them. `make` and new environments use this one, which works without libGL.
     "opencv": ["opencv-python-headless"],
-    # What it takes to build Detectron2, and what upstream and v0.5 require when they are installed.
-    # They are here to be locked in requirements.txt, so that Detectron2 changes no locked version;
-    # the head of that file tells how it is made again from this one (add --upgrade for news).
+    # Build and runtime requirements of Detectron2 (upstream and v0.5). Listed here to be locked in
+    # requirements.txt, so that installing Detectron2 changes no locked version. The first lines of
+    # that file show the command that regenerates it (add --upgrade for newer versions).
     "detectron2": [
         "setuptools",
         "wheel",
@@ -80,13 +79,15 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=("fcos_d2", "fcos_d2.*")),
-    package_data={"fcos_d2.visualization.report": ["*.j2"]},
+    package_data={"fcos_d2": ["py.typed"], "fcos_d2.visualization.report": ["*.j2"]},
     python_requires=">=3.10",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
         "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )
