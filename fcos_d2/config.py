@@ -1,9 +1,12 @@
 """Config keys that fcos_d2 adds to Detectron2's; the source of docs/configuration.md."""
 
 import logging
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 
 logger = logging.getLogger(__name__)
 
@@ -220,3 +223,62 @@ def get_num_classes(cfg: CN) -> int:
         f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: set the number, or call "
         "fcos_d2.data.register_source on these names before the model is built."
     )
+
+
+def class_nodes(cfg: CN) -> dict[str, CN]:
+    """Return the nodes, by name, whose NUM_CLASSES is the number of classes of the data."""
+    nodes = {"MODEL.FCOS": cfg.MODEL.FCOS}
+    if _has_roi_heads(cfg):
+        nodes["MODEL.ROI_HEADS"] = cfg.MODEL.ROI_HEADS
+    return nodes
+
+
+def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
+    """Check that the model is for as many classes as the data has; -1 takes the number from them.
+
+    Args:
+        cfg: not frozen; MODEL.FCOS.NUM_CLASSES is set, and MODEL.ROI_HEADS.NUM_CLASSES in a model
+            with ROI heads.
+        source: name of the data set.
+        class_names: its classes.
+
+    Raises:
+        ValueError: another number, with the key to set.
+    """
+    count = len(class_names)
+    for name, node in class_nodes(cfg).items():
+        if node.NUM_CLASSES not in (-1, count):
+            raise ValueError(
+                f"{name}.NUM_CLASSES is {node.NUM_CLASSES}, but {source} has {count} classes "
+                f"({', '.join(class_names)}): set it to {count}, or to -1 to take it from the data."
+            )
+        node.NUM_CLASSES = count
+
+
+def check_training(cfg: CN) -> None:
+    """Check that the meta architecture can be trained on what the data loader gives.
+
+    Raises:
+        ValueError: ROI heads, which would train ignored objects as real ones, or which need masks
+            or keypoints.
+    """
+    if not _has_roi_heads(cfg):
+        return
+    name = cfg.MODEL.META_ARCHITECTURE
+    for key in ("INPUT.DIFFICULT", "INPUT.CROWD"):
+        if cfg.INPUT[key.split(".")[1]] == "ignore":
+            raise ValueError(
+                f"{key} is 'ignore', but the ROI heads of MODEL.META_ARCHITECTURE {name} do "
+                "not support ignored objects and would be trained on them: set it to 'drop'."
+            )
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise ValueError(
+                f"MODEL.{key} is True, but the data sets of this package hold boxes only: set it "
+                "to False."
+            )
+
+
+def _has_roi_heads(cfg: CN) -> bool:
+    meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return isinstance(meta_arch, type) and issubclass(meta_arch, GeneralizedRCNN)

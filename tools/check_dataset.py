@@ -14,14 +14,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from fcos_d2.engine.dataset_report import (
-    format_report,
-    inspect_datasets,
-    report_content,
-    write_overlays,
-)
+from fcos_d2.data.inspection.dataset_report import format_report, inspect_datasets, report_content
 from fcos_d2.engine.setup import load_cfg
 from fcos_d2.files import write_json
+from fcos_d2.visualization.overlays import write_overlays
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "FCOS_R50_VOC.yaml"
 

@@ -21,11 +21,11 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
+from ..config import class_nodes
 from ..files import atomic_path
 from ..modeling.optimize import inference_options, optimize_for_inference
 from ..modeling.tta import FCOSWithTTA
 from ..visualization.detections import plain_text
-from .checks import class_nodes
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .records import box_xywh, check_predictions
+from ..data.boxes import box_xywh
+from .records import check_predictions
 
 # (key, IoU, area, detections an image) in the order of COCOeval.stats.
 COCO_ROWS = (

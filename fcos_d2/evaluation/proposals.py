@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
+from ..data.boxes import box_xywh
 from ..files import write_json
-from .records import box_xywh, is_ignored
+from .records import is_ignored
 
 TRUTH_FILE = "ground_truth.json"
 

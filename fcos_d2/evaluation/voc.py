@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from .records import box_xywh, check_predictions, is_ignored
+from ..data.boxes import box_xywh
+from .records import check_predictions, is_ignored
 
 IOU_THRESHOLD = 0.5
 

@@ -142,6 +142,35 @@ class CenterSamplingMatcher:
         shape = (num_images, num_locations)
         return Matches(label_of_rank[best].view(shape), gt_inds.view(shape), gt_boxes, gt_ignore)
 
+    @torch.no_grad()
+    def count_candidates(
+        self, locations: Locations, gt_instances: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
+        """Count the locations that pass the test for each box, whichever box wins them.
+
+        Args:
+            locations, gt_instances: as in :meth:`__call__`; ignored boxes count like the others.
+
+        Returns:
+            (M,) int64, the candidates of the boxes of all images, and (N, L) int64, the boxes that
+            each location is a candidate of.
+        """
+        device = locations.points.device
+        num_images, num_locations = len(gt_instances), len(locations.points)
+        gt_boxes = torch.cat([x.gt_boxes.tensor for x in gt_instances]).to(device).float()
+        counts = [len(x) for x in gt_instances]
+        ignore = torch.zeros(len(gt_boxes), dtype=torch.bool, device=device)
+        boxes, order = _rank_boxes(gt_boxes, ignore, counts)
+        candidates = torch.zeros_like(order)
+        claims = torch.zeros(num_images * num_locations, dtype=torch.int64, device=device)
+        levels = self._levels_of(locations)
+        for chunk, first, size in _windows(boxes, levels, self._window_size(locations), locations):
+            flat, positive = _test_window(chunk, levels, first, size, locations.offset)
+            flat = flat + (chunk.image * num_locations)[:, None, None, None]
+            candidates.index_add_(0, order[chunk.rank], positive.sum((1, 2, 3)))
+            claims.scatter_add_(0, flat.flatten(), positive.flatten().long())
+        return candidates, claims.view(num_images, num_locations)
+
     def max_positives(self, locations: Locations, num_boxes: int) -> int:
         """Return how many of ``locations`` can be positive for ``num_boxes`` boxes at most."""
         rows, columns = self._window_size(locations)

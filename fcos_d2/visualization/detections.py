@@ -14,7 +14,8 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..evaluation.records import box_xywh, is_ignored
+from ..data.boxes import box_xywh
+from ..evaluation.records import is_ignored
 from ..files import atomic_path
 
 logger = logging.getLogger(__name__)

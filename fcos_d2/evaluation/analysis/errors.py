@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..records import SIZES, size_of_area
+from ...data.boxes import SIZES, size_of_area
 from .matching import image_pairs, match_detections, tabulate
 
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask
 
-from ..records import box_xywh, check_predictions, is_ignored, size_of_area
+from ...data.boxes import box_xywh, size_of_area
+from ..records import check_predictions, is_ignored
 
 # COCO counts the best of an image and class.
 _MAX_DETECTIONS = 100

@@ -15,9 +15,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from ... import __version__
-from ...evaluation.assignment import Assignment, assignment_table, summarize_assignment
+from ...data.inspection.assignment import Assignment, assignment_table, summarize_assignment
 from ...files import atomic_path
-from ..assignment import draw_assignment
+from ..overlays import draw_assignment
 from . import figures
 from .blocks import Beside, Block, Figures, Folded, Shots, Text, build_section, explain
 from .gather import Run, changed_settings, describe_checkpoints, gather_run, load_source

@@ -13,9 +13,9 @@ from PIL import Image
 
 from fcos_d2 import add_fcos_config
 from fcos_d2.data import class_names, load_records, register_source
+from fcos_d2.data.boxes import box_xywh
 from fcos_d2.data.shapes import make_shapes
 from fcos_d2.evaluation import DetectionEvaluator
-from fcos_d2.evaluation.records import box_xywh
 from fcos_d2.files import dataset_slug
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,48 +1,25 @@
 """What is wrong or odd in the data of a run, and which of its objects training can learn."""
 
-import itertools
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from detectron2.config import CfgNode
-from PIL import Image
 from tabulate import tabulate
 
-from ..data import DetectionDatasetMapper
-from ..data.inspection import (
-    ADVICE,
-    Finding,
-    Note,
-    Place,
-    Source,
+from ...config import check_training, set_num_classes
+from ..dataset_mapper import DetectionDatasetMapper
+from .assignment import Assignment, assignment_table, role_in_training, summarize_assignment
+from .checks import (
     check_boxes,
     check_classes,
     check_coverage,
     check_images,
     count_objects,
     describe_sizes,
-    format_findings,
-    locate,
-    read_source,
 )
-from ..evaluation.assignment import (
-    Assignment,
-    assignment_table,
-    role_in_training,
-    summarize_assignment,
-)
-from ..files import atomic_path, dataset_slug
-from ..visualization.assignment import draw_assignment
-from .checks import check_training, set_num_classes
-
-_MAX_OVERLAYS = 12
-
-logger = logging.getLogger(__name__)
+from .findings import ADVICE, Finding, Note, Place, format_findings, locate
+from .reading import Source, read_source
 
 
 class DatasetReport(NamedTuple):
@@ -200,57 +177,3 @@ def report_content(report: DatasetReport) -> dict:
         "errors": report.num_errors,
         "warnings": len(report.findings) - report.num_errors,
     }
-
-
-def write_overlays(
-    report: DatasetReport,
-    cfg: CfgNode,
-    folder: str | os.PathLike,
-    *,
-    min_size: int | None = None,
-) -> list[Path]:
-    """Draw the training locations of a dozen images of each source to train on.
-
-    Images with most objects that have no location come first. An image that can't be drawn is
-    passed over, with a warning.
-
-    Args:
-        report: of :func:`inspect_datasets`, with the same ``cfg`` and ``min_size``.
-        cfg: the recipe.
-        folder: made as needed; pictures are called <source>_<image>.png.
-        min_size: as there.
-
-    Returns:
-        Paths of the pictures.
-    """
-    paths = []
-    for source in report.sources:
-        assignment = report.assignments.get(source.name)
-        if assignment is None:
-            continue
-        uncovered = assignment.objects[assignment.objects["positives"] == 0]
-        counts = uncovered["image_id"].value_counts().to_dict()
-        records = sorted(
-            source.records, key=lambda x: (-counts.get(x["image_id"], 0), not x["annotations"])
-        )
-        pictures = _draw_records(records, cfg, source.class_names, min_size)
-        for record, picture in itertools.islice(pictures, _MAX_OVERLAYS):
-            name = f"{dataset_slug(source.name)}_{dataset_slug(str(record['image_id']))}.png"
-            with atomic_path(Path(folder) / name) as temporary:
-                Image.fromarray(picture).save(temporary, format="png")
-            paths.append(Path(folder) / name)
-    return paths
-
-
-def _draw_records(
-    records: Sequence[dict], cfg: CfgNode, class_names: Sequence[str], min_size: int | None
-) -> Iterator[tuple[dict, np.ndarray]]:
-    """Each record that can be drawn, and its picture."""
-    for record in records:
-        try:
-            picture = draw_assignment(record, cfg, class_names=class_names, min_size=min_size)
-        except (OSError, ValueError) as error:
-            message = " ".join(str(error).split())
-            logger.warning("not drawn: %s (%s)", record["file_name"], message)
-        else:
-            yield record, picture

@@ -1,6 +1,10 @@
 """A picture of the assignment: the objects of an image and the locations that learn them."""
 
-from collections.abc import Sequence
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -8,9 +12,12 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from ..data.images import read_image
-from ..evaluation.assignment import ImageAssignment, assign_image, training_resize
+from ..data.inspection.assignment import ImageAssignment, assign_image, training_resize
+from ..data.inspection.dataset_report import DatasetReport
+from ..files import atomic_path, dataset_slug
 from .detections import plain_text
 
 # Colours of the levels, finest first, that differ in lightness too; there are seldom more.
@@ -24,6 +31,9 @@ _LABEL_HEIGHT = 14  # pixels
 _LEGEND_ROW = 22  # pixels
 _LEGEND_COLUMN = 175
 _DPI = 100
+_MAX_OVERLAYS = 12  # per source
+
+logger = logging.getLogger(__name__)
 
 
 def draw_assignment(
@@ -165,3 +175,57 @@ def _color(level: int) -> str:
 def _diameter(level: int) -> float:
     """Points (1/72 inch)."""
     return 3.5 + 1.2 * level
+
+
+def write_overlays(
+    report: DatasetReport,
+    cfg: CfgNode,
+    folder: str | os.PathLike,
+    *,
+    min_size: int | None = None,
+) -> list[Path]:
+    """Draw the training locations of a dozen images of each training source.
+
+    Images with the most objects without a location come first. An image that can't be drawn is
+    skipped with a warning.
+
+    Args:
+        report: of ``inspect_datasets``, with the same ``cfg`` and ``min_size``.
+        cfg: the recipe.
+        folder: created if missing; pictures are called <source>_<image>.png.
+        min_size: as there.
+
+    Returns:
+        The paths of the pictures.
+    """
+    paths = []
+    for source in report.sources:
+        assignment = report.assignments.get(source.name)
+        if assignment is None:
+            continue
+        uncovered = assignment.objects[assignment.objects["positives"] == 0]
+        counts = uncovered["image_id"].value_counts().to_dict()
+        records = sorted(
+            source.records, key=lambda x: (-counts.get(x["image_id"], 0), not x["annotations"])
+        )
+        pictures = _draw_records(records, cfg, source.class_names, min_size)
+        for record, picture in itertools.islice(pictures, _MAX_OVERLAYS):
+            name = f"{dataset_slug(source.name)}_{dataset_slug(str(record['image_id']))}.png"
+            with atomic_path(Path(folder) / name) as temporary:
+                Image.fromarray(picture).save(temporary, format="png")
+            paths.append(Path(folder) / name)
+    return paths
+
+
+def _draw_records(
+    records: Sequence[dict], cfg: CfgNode, class_names: Sequence[str], min_size: int | None
+) -> Iterator[tuple[dict, np.ndarray]]:
+    """Yield each record that can be drawn with its picture."""
+    for record in records:
+        try:
+            picture = draw_assignment(record, cfg, class_names=class_names, min_size=min_size)
+        except (OSError, ValueError) as error:
+            message = " ".join(str(error).split())
+            logger.warning("not drawn: %s (%s)", record["file_name"], message)
+        else:
+            yield record, picture

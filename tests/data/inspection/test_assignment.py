@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 
 from fcos_d2.data import DetectionDatasetMapper
-from fcos_d2.engine import load_cfg
-from fcos_d2.evaluation.assignment import (
+from fcos_d2.data.boxes import SIZES, size_of_area
+from fcos_d2.data.inspection.assignment import (
     assign_image,
     assignment_table,
     describe_scale,
@@ -20,7 +20,7 @@ from fcos_d2.evaluation.assignment import (
     summarize_assignment,
     training_resize,
 )
-from fcos_d2.evaluation.records import SIZES, size_of_area
+from fcos_d2.engine import load_cfg
 
 CLASSES = ["car", "dog", "cat"]
 COLUMNS = ["coverage", "objects", "positives_mean", "positives_median"]
@@ -232,7 +232,7 @@ def test_many_boxes_of_one_image(cfg):
 def test_batches_change_nothing(cfg, monkeypatch):
     records = random_records(seed=5)
     table = assignment_table(records, cfg)
-    monkeypatch.setattr("fcos_d2.evaluation.assignment._MAX_LOCATIONS", 1)
+    monkeypatch.setattr("fcos_d2.data.inspection.assignment._MAX_LOCATIONS", 1)
     one_by_one = assignment_table(records, cfg)
     pd.testing.assert_frame_equal(table.objects, one_by_one.objects)
     assert table[2:] == one_by_one[2:]

@@ -18,16 +18,14 @@ from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
-from ..modeling.lazy import LazyModel
-from ..modeling.locations import Locations, compute_locations
-from ..modeling.matcher import CenterSamplingMatcher
-from ..modeling.proposal_generator import FCOSProposalGenerator
-from .records import SIZES, box_xywh, size_of_area
+from ...modeling.lazy import LazyModel
+from ...modeling.locations import Locations, compute_locations
+from ...modeling.matcher import CenterSamplingMatcher
+from ...modeling.proposal_generator import FCOSProposalGenerator
+from ..boxes import SIZES, box_xywh, size_of_area
 
 # Locations matched at a time.
 _MAX_LOCATIONS = 1 << 21
-# Boxes tested for candidates at a time.
-_MAX_BOXES = 256
 
 
 class Assignment(NamedTuple):
@@ -322,17 +320,19 @@ def _count_locations(
     ambiguous = 0
     with tqdm(total=len(images), desc="Matching", delay=3, disable=None) as progress:
         for locations, batch in _batches(images, rule):
-            box, place = _match([image for _, image in batch], locations, rule)
-            ends = np.cumsum([len(image.boxes) for _, image in batch])
+            chosen = [image for _, image in batch]
+            box, place = _match(chosen, locations, rule)
+            ends = np.cumsum([len(image.boxes) for image in chosen])
             cell = box * num_levels + locations.level_of(place)
             counts = torch.bincount(cell, minlength=int(ends[-1]) * num_levels)
             counts = np.split(counts.view(-1, num_levels).numpy(), ends[:-1])
-            for (number, image), count in zip(batch, counts, strict=True):
+            trained = [_instances(image, ~image.ignored) for image in chosen]
+            passed, claims = rule.matcher.count_candidates(locations, trained)
+            ambiguous += int((claims > 1).sum())
+            passed = passed.split([len(x) for x in trained])
+            for (number, image), count, tested in zip(batch, counts, passed, strict=True):
                 positives[number] = count
-                real = image.boxes[~image.ignored].astype(float)
-                passed, shared = _count_candidates(real, locations, rule.matcher)
-                candidates[number][~image.ignored] = passed
-                ambiguous += shared
+                candidates[number][~image.ignored] = tested.numpy()
             progress.update(len(batch))
     return positives, candidates, ambiguous
 
@@ -341,14 +341,7 @@ def _match(
     images: Sequence[_Image], locations: Locations, rule: _Rule, with_ignored: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positive locations of images: box, counted over all images, and place in grid."""
-    instances = []
-    for image in images:
-        fields = Instances(image.size)
-        fields.gt_boxes = Boxes(torch.from_numpy(image.boxes))
-        fields.gt_classes = torch.zeros(len(image.boxes), dtype=torch.int64)
-        fields.gt_ignore = torch.from_numpy(image.ignored)
-        instances.append(fields)
-    matches = rule.matcher(locations, instances)
+    matches = rule.matcher(locations, [_instances(image) for image in images])
     positive = matches.labels < rule.matcher.num_classes
     if not with_ignored:
         positive &= matches.labels >= 0
@@ -356,62 +349,13 @@ def _match(
     return matches.gt_inds[image, place], place
 
 
-def _count_candidates(
-    boxes: np.ndarray, locations: Locations, matcher: CenterSamplingMatcher
-) -> tuple[np.ndarray, int]:
-    """Count the locations that pass the matcher's test for each box, and those of several boxes.
-
-    Args:
-        boxes: (M, 4) XYXY float64, one image's.
-        locations: its grid.
-        matcher: its radius and ranges are tested; it gives only the winner itself.
-
-    Returns:
-        (M,) candidates, and how many locations are candidates of more than one box.
-    """
-    candidates, ambiguous = np.zeros(len(boxes), dtype=int), 0
-    levels = zip(
-        locations.level_sizes,
-        locations.level_steps,
-        locations.level_strides,
-        matcher.ranges,
-        strict=True,
-    )
-    for size, steps, stride, (least, largest) in levels:
-        half_side = matcher.radius * stride if matcher.radius > 0 else np.inf
-        grid = [
-            (np.arange(count) + locations.offset) * step
-            for count, step in zip(size, steps, strict=True)
-        ]
-        claims = np.zeros(size, dtype=int)
-        for start in range(0, len(boxes), _MAX_BOXES):
-            chunk = slice(start, start + _MAX_BOXES)
-            x0, y0, x1, y1 = boxes[chunk].T
-            rows, in_y, far_y = _test_axis(grid[0], y0, y1, half_side)
-            columns, in_x, far_x = _test_axis(grid[1], x0, x1, half_side)
-            furthest = np.maximum(far_y[:, :, None], far_x[:, None, :])
-            passed = in_y[:, :, None] & in_x[:, None, :]
-            passed &= (furthest >= least) & (furthest <= largest)
-            candidates[chunk] += passed.sum((1, 2))
-            claims[np.ix_(rows, columns)] += passed.sum(0)
-        ambiguous += int((claims > 1).sum())
-    return candidates, ambiguous
-
-
-def _test_axis(
-    place: np.ndarray, low: np.ndarray, high: np.ndarray, half_side: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Test the rows or the columns of a grid, at ``place``, for boxes from ``low`` to ``high``.
-
-    Returns:
-        Those that are inside any box (R,), whether each is inside each box and its central square
-        (M, R), and how far the further side is from it (M, R).
-    """
-    low, high = low[:, None], high[:, None]
-    inside = (place > low) & (place < high)
-    inside &= np.abs(place - (low + high) / 2) < half_side
-    used = inside.any(0).nonzero()[0]
-    return used, inside[:, used], np.maximum(place - low, high - place)[:, used]
+def _instances(image: _Image, chosen: np.ndarray | slice = slice(None)) -> Instances:
+    """Return the chosen objects of an image in the form that the matcher takes."""
+    instances = Instances(image.size)
+    instances.gt_boxes = Boxes(torch.from_numpy(image.boxes[chosen]))
+    instances.gt_classes = torch.zeros(len(instances), dtype=torch.int64)
+    instances.gt_ignore = torch.from_numpy(image.ignored[chosen])
+    return instances
 
 
 def _object_table(
