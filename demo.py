@@ -6,7 +6,6 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from fcos_d2.engine import load_cfg
-from fcos_d2.engine.lazy import split_overrides
 from fcos_d2.engine.predict import (
     Predictor,
     expand_inputs,
@@ -43,8 +42,8 @@ def main() -> None:
     setup_logger(name="fcos_d2")
     paths = expand_inputs(args.input or [])
     cfg = load_cfg(args.config_file, args.opts)
-    predictor = Predictor(cfg, keep=split_overrides(args.opts)[0][0::2])
-    # What is to be drawn may lie below the threshold of the weights or of a lazy config.
+    predictor = Predictor(cfg, keep=args.opts[0::2])
+    # What is to be drawn may lie below the threshold of the weights.
     decoder = predictor.model.proposal_generator.decoder
     decoder.score_thresh = min(decoder.score_thresh, args.threshold)
     if args.webcam:

@@ -45,8 +45,6 @@ def add_fcos_config(cfg: CN) -> None:
     # Faster for half precision on GPUs. Applies to `Trainer` and `Predictor`; elsewhere call
     # `model.to(memory_format=torch.channels_last)`.
     cfg.MODEL.CHANNELS_LAST = False
-    # A model as a Detectron2 lazy config, in YAML text; set by a --config-file that ends in .py.
-    cfg.MODEL.LAZY = ""
 
     # Head
 
@@ -191,7 +189,16 @@ def update_names(cfg: CN) -> None:
 
     Call it on a config that was read from a file of unknown age. An alias in the registry would
     not do: it would stop AdelaiDet from registering its own backbone of that name.
+
+    Raises:
+        ValueError: the model of the file was a lazy config, in MODEL.LAZY.
     """
+    if cfg.MODEL.META_ARCHITECTURE == "LazyModel":
+        raise ValueError(
+            "MODEL.META_ARCHITECTURE is LazyModel: this is the config.yaml of a run with a lazy "
+            "config, by an earlier version. Write a lazy config with that model, as "
+            "configs/lazy/fcos_r50_voc.py is, and use tools/lazyconfig_train_net.py."
+        )
     old = cfg.MODEL.BACKBONE.NAME
     if old in _RENAMED_BACKBONES:
         cfg.MODEL.BACKBONE.NAME = _RENAMED_BACKBONES[old]

@@ -1,5 +1,7 @@
 """Configs and checkpoints of earlier versions still load."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -46,3 +48,13 @@ def test_old_backbone_name_in_a_checkpoint(tiny_cfg, tmp_path):
     apply_checkpoint_keys(cfg, str(path), training=False)
     assert cfg == tiny_cfg
     FCOSCheckpointer(build_model(cfg), for_inference=True).load(str(path))
+
+
+def test_config_of_a_run_with_a_lazy_model(old_config):
+    """MODEL.LAZY held its model as text, which is no longer read."""
+    path = Path(old_config)
+    path.write_text(
+        path.read_text().replace("META_ARCHITECTURE: FCOS", "META_ARCHITECTURE: LazyModel")
+    )
+    with pytest.raises(ValueError, match="LazyModel: .*earlier version.*lazyconfig_train_net.py"):
+        load_cfg(old_config, [])

@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part sources from the KEY VALUE pairs behind them, at the first KEY or model.x=y."""
+    """Part sources from the KEY VALUE pairs behind them, at the first KEY."""
     for place, argument in enumerate(arguments):
-        if re.match(r"[A-Z][A-Z0-9_]*\.[A-Z0-9_.]+$|model\.[\w.]+=", argument):
+        if re.match(r"[A-Z][A-Z0-9_]*\.[A-Z0-9_.]+$", argument):
             return list(arguments[:place]), list(arguments[place:])
     return list(arguments), []
 

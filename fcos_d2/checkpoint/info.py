@@ -58,10 +58,8 @@ def keys_to_save(cfg: CfgNode) -> dict[str, Any]:
     """Return the keys that a trained model needs to be built and used as it was trained.
 
     Of a model with more in it than FCOS they tell the facts alone: its other parts have keys of
-    their own. A model from a Python file (MODEL.LAZY) is not described by keys, so there are none.
+    their own.
     """
-    if cfg.MODEL.LAZY:
-        return {}
     is_fcos = cfg.MODEL.META_ARCHITECTURE == "FCOS"
     return collect_keys(cfg, FACT_KEYS + (ARCHITECTURE_KEYS if is_fcos else ()))
 
@@ -85,15 +83,6 @@ def apply_checkpoint_keys(
     """
     carried = read_info(path).cfg if path else {}
     wanted = [key for key in (FACT_KEYS if training else CARRIED_KEYS) if key in carried]
-    if cfg.MODEL.LAZY:
-        if wanted:
-            logger.warning(
-                "%s was made for the keys below. The model is from a Python file, so they are not "
-                "set: see that the file says the same.\n%s",
-                path,
-                "\n".join(f"  {key} {carried[key]}" for key in wanted),
-            )
-        return
     recipe, made_for = collect_keys(cfg, wanted), cfg.clone()
     try:
         set_keys(made_for, {key: carried[key] for key in wanted})

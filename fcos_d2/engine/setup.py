@@ -17,17 +17,27 @@ from ..config import add_fcos_config, check_training, set_num_classes, update_na
 from ..data import class_names, load_records, register_source
 from ..visualization.report.provenance import record_command
 from .hooks import check_hooks
-from .lazy import merge_config, split_overrides
 from .scaling import scale_to_batch_size
 
 logger = logging.getLogger(__name__)
 
 
 def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    """Read a yaml recipe, override it with KEY VALUE pairs and choose a device that is there."""
+    """Read a yaml recipe, override it with KEY VALUE pairs and choose a device that is there.
+
+    Raises:
+        ValueError: ``config_file`` is a Python file, or the config.yaml of a run of one.
+    """
+    if config_file.endswith(".py"):
+        raise ValueError(
+            f"--config-file {config_file} is a lazy config: train and evaluate it by "
+            "tools/lazyconfig_train_net.py, or name a yaml file."
+        )
     cfg = get_cfg()
     add_fcos_config(cfg)
-    merge_config(cfg, config_file, opts)
+    if config_file:
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(opts)
     update_names(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device: running on the CPU.")
@@ -89,7 +99,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def _build_cfg(args: argparse.Namespace) -> CfgNode:
     cfg = load_cfg(args.config_file, args.opts)
-    keep = split_overrides(args.opts)[0][0::2]
+    keep = args.opts[0::2]
     # Where the checkpointer will look: in the run that is resumed, else in MODEL.WEIGHTS.
     run = FCOSCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR)
     last = run.get_checkpoint_file() if args.resume else ""

@@ -3,7 +3,6 @@
 from .backbone import TopBlock, build_resnet_fcos_fpn_backbone
 from .decoder import FCOSDecoder
 from .head import FCOSHead
-from .lazy import LazyModel
 from .locations import Locations, compute_locations
 from .losses import fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
@@ -19,7 +18,6 @@ __all__ = [
     "FCOSHead",
     "FCOSProposalGenerator",
     "FCOSWithTTA",
-    "LazyModel",
     "Locations",
     "Matches",
     "TopBlock",

@@ -52,7 +52,7 @@ def draw_assignment(
 
     Args:
         record: a Detectron2 dataset dict, whose image is read.
-        cfg: a recipe, yaml or lazy.
+        cfg: a recipe.
         class_names: of the K classes; None labels objects by their number.
         min_size: length of the shorter edge; None takes the middle of the recipe's.
         scale: whole number to enlarge by; None makes the shorter edge at least 480 pixels.

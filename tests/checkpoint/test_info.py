@@ -108,14 +108,6 @@ def test_a_value_of_another_type(tiny_cfg, tmp_path):
     assert tiny_cfg == before
 
 
-def test_a_model_from_a_python_file_is_left_alone(tiny_cfg, path, caplog):
-    tiny_cfg.MODEL.LAZY = "a model"
-    before = tiny_cfg.clone()
-    apply_checkpoint_keys(tiny_cfg, path, training=True)
-    assert tiny_cfg == before
-    assert "MODEL.FCOS.LOCATION_OFFSET 0.0" in caplog.text
-
-
 def test_another_librarys_file_has_the_keys_that_its_converted_file_has(
     tiny_cfg, make_state, tmp_path
 ):
@@ -157,13 +149,6 @@ def test_our_own_checkpoints_build_the_network_that_they_are_of(tiny_cfg, tmp_pa
     assert other.MODEL.FCOS.SCORE_THRESH_TEST == 0.3
     other.MODEL.FCOS.SCORE_THRESH_TEST = tiny_cfg.MODEL.FCOS.SCORE_THRESH_TEST
     assert other == tiny_cfg
-
-
-def test_a_lazy_model_saves_no_keys(tiny_cfg, tmp_path):
-    model = build_model(tiny_cfg)
-    tiny_cfg.MODEL.LAZY = "a model"
-    FCOSCheckpointer(model, str(tmp_path), cfg=tiny_cfg).save("a")
-    assert read_info(str(tmp_path / "a.pth")).cfg == {}
 
 
 def test_training_may_go_on_with_another_quality(tiny_cfg, tmp_path):

@@ -86,7 +86,7 @@ def test_other_libraries_may_be_imported_first(pytestconfig):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "BACKBONE build_resnet_fcos_fpn_backbone",
-        "META_ARCH FCOS LazyModel",
+        "META_ARCH FCOS",
         "ROI_HEADS",
         "PROPOSAL_GENERATOR FCOSProposalGenerator",
         "FPN",

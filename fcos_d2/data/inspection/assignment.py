@@ -18,7 +18,6 @@ from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes, Instances
 from tqdm import tqdm
 
-from ...modeling.lazy import LazyModel
 from ...modeling.locations import Locations, compute_locations
 from ...modeling.matcher import CenterSamplingMatcher
 from ...modeling.proposal_generator import FCOSProposalGenerator
@@ -112,7 +111,7 @@ def assignment_table(
     Args:
         records: Detectron2 dataset dicts; boxes that are wholly outside their image or have no
             area count as objects without a location.
-        cfg: a recipe, yaml or lazy; DATASETS is not looked at.
+        cfg: a recipe; DATASETS is not looked at.
         min_size: length of the shorter edge in pixels; None takes the recipe's.
 
     Raises:
@@ -247,12 +246,8 @@ def _rule_of(cfg: CfgNode) -> _Rule:
         cfg.MODEL.FCOS.CLASS_AGNOSTIC = True
         cfg.MODEL.DEVICE = "cpu"
         with torch.random.fork_rng(devices=[]):  # weights are drawn, to no purpose
-            if cfg.MODEL.LAZY:
-                model = LazyModel(cfg)
-                backbone, generator = model.backbone, model.proposal_generator
-            else:
-                backbone = build_backbone(cfg)
-                generator = FCOSProposalGenerator(cfg, backbone.output_shape())
+            backbone = build_backbone(cfg)
+            generator = FCOSProposalGenerator(cfg, backbone.output_shape())
         _RULES[key] = _Rule(
             list(generator.in_features),
             list(generator.strides),

@@ -20,7 +20,6 @@ from fcos_d2.data.inspection.assignment import (
     summarize_assignment,
     training_resize,
 )
-from fcos_d2.engine import load_cfg
 
 CLASSES = ["car", "dog", "cat"]
 COLUMNS = ["coverage", "objects", "positives_mean", "positives_median"]
@@ -353,14 +352,10 @@ def test_scale_of_crops_is_that_of_the_loader(cfg, kind, size, words):
     assert np.mean(scales) == pytest.approx(expected, rel=0.06)
 
 
-def test_lazy_model_and_other_levels(cfg, request):
-    """The lazy model of FCOS_R50_VOC and the yaml one have the same levels; P2 has its own."""
-    root = request.config.rootpath
-    options = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "MODEL.DEVICE", "cpu"]
-    lazy = load_cfg(str(root / "configs" / "lazy" / "fcos_r50_voc.py"), options)
+def test_other_levels(cfg):
     record = make_record((9, 9, 15, 15), (16, 16, 32, 32))
     state = torch.get_rng_state()
-    table = assignment_table([record], lazy)
+    table = assignment_table([record], cfg)
     assert torch.equal(state, torch.get_rng_state())
     assert table.objects["positives"].tolist() == [1, 4]
     cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
