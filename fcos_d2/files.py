@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+COMMANDS_FILE = "commands.json"  # in the output folder of a run
 _MAX_SLUG = 120  # file systems allow 255 bytes; prefixes and suffixes want room too
 
 

@@ -15,7 +15,7 @@ from detectron2.utils.logger import setup_logger
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys
 from ..config import add_fcos_config, check_training, set_num_classes, update_names
 from ..data import class_names, load_records, register_source
-from ..visualization.report.provenance import record_command
+from .commands import record_command
 from .hooks import check_hooks
 from .scaling import scale_to_batch_size
 

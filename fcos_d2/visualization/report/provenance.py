@@ -8,35 +8,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...environment import describe_environment
-from ...files import write_json
-
-COMMANDS_FILE = "commands.json"
+from ...files import COMMANDS_FILE
 
 _ARGUMENTS = re.compile(
     r"^\[(?P<date>[^\]]*)\] .*Command line arguments: Namespace\((?P<text>.*)\)$"
 )
 _RULE = re.compile(r"^-{3,} +-{3,}\s*$")  # over and under the table of versions
-
-
-def record_command(output_dir: str | os.PathLike, arguments: Sequence[str], device: str) -> None:
-    """Add a command to ``commands.json`` of a run's folder, with the versions that it runs on.
-
-    Args:
-        output_dir: the run's folder; made if it is not there.
-        arguments: the command as ``sys.argv`` has it.
-        device: "cpu", or "cuda" for the GPU's name too.
-    """
-    path = Path(output_dir) / COMMANDS_FILE
-    try:
-        commands = read_commands(output_dir)
-    except ValueError:  # broken by hand: what this run did is still worth a record
-        commands = []
-    commands = [item for item in commands if "from_log" not in item]
-    environment = describe_environment(device.split(":")[0], ())
-    del environment["load_average"]  # of a moment; a run takes hours
-    command = f"python {_shell_text(arguments)}"
-    write_json(path, [*commands, {"command": command, "environment": environment}], indent=2)
 
 
 def read_commands(output_dir: str | os.PathLike) -> list[dict]:
@@ -51,7 +28,7 @@ def read_commands(output_dir: str | os.PathLike) -> list[dict]:
         file is there.
 
     Raises:
-        ValueError: ``commands.json`` is not what :func:`record_command` writes.
+        ValueError: ``commands.json`` is not a list of commands and environments.
     """
     path = Path(output_dir) / COMMANDS_FILE
     try:

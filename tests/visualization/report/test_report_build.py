@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fcos_d2.engine.commands import record_command
 from fcos_d2.evaluation import analysis
 from fcos_d2.evaluation.evaluator import ModelInfo
 from fcos_d2.files import dataset_slug
 from fcos_d2.visualization.report import build, results, write_report
 from fcos_d2.visualization.report.gather import Best, gather_run
-from fcos_d2.visualization.report.provenance import record_command
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
+from fcos_d2.engine.commands import record_command
 from fcos_d2.visualization.report import write_report
-from fcos_d2.visualization.report.provenance import record_command
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ARGUMENTS = (

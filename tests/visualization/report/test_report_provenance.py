@@ -6,7 +6,8 @@ import subprocess
 import pytest
 import torch
 
-from fcos_d2.visualization.report.provenance import read_commands, record_command
+from fcos_d2.engine.commands import record_command
+from fcos_d2.visualization.report.provenance import read_commands
 
 # As Detectron2's default_setup writes it.
 _LOG = """\
