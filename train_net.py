@@ -12,7 +12,6 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from fcos_d2.engine import Trainer, evaluate, launch, setup
-from fcos_d2.visualization import plot_run
 from fcos_d2.visualization.report import write_report
 
 
@@ -44,16 +43,14 @@ def train(cfg, resume):
 
 
 def draw(output_dir):
-    """Draw the run's pictures and write its report; what goes wrong takes no result away."""
+    """Draw the run's pictures and report; a failure takes no result away."""
     if not comm.is_main_process():
         return
-    for what, make in (("pictures", plot_run), ("report", lambda path: [write_report(path)])):
-        try:
-            for path in make(output_dir):
-                print(f"Wrote {path}")
-        except Exception:
-            logger = logging.getLogger("fcos_d2")
-            logger.exception("The %s of %s can't be made:", what, output_dir)
+    try:
+        for path in write_report(output_dir):
+            print(f"Wrote {path}")
+    except Exception:
+        logging.getLogger("fcos_d2").exception("The report of %s can't be made:", output_dir)
 
 
 if __name__ == "__main__":

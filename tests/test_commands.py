@@ -80,10 +80,10 @@ def test_demo_draws_images(trained):
     assert len(list((folder / "drawn").iterdir())) == 4
 
 
-def test_plot_run_draws_again(trained):
+def test_report_draws_again(trained):
     folder, _, _ = trained
     (folder / "out" / "detections.png").unlink()
-    text = run("tools/plot_run.py", "out", cwd=folder)
+    text = run("tools/report.py", "out", cwd=folder)
     assert "out/detections.png" in text
     assert (folder / "out" / "detections.png").is_file()
 

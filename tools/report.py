@@ -1,4 +1,4 @@
-"""Write report.html, one page of everything that is known of a run, into the run's folder."""
+"""Draw training_curves.png, detections.png and report.html of a run into its folder."""
 
 import argparse
 import logging
@@ -9,14 +9,15 @@ from fcos_d2.visualization.report import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write, print where the report is, and return the exit status."""
+    """Draw, print the files written, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="OUTPUT_DIR of a run")
     arguments = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("fcos_d2").setLevel(logging.INFO)  # progress
     try:
-        print(write_report(arguments.output_dir))
+        for path in write_report(arguments.output_dir):
+            print(path)
     except (OSError, ValueError) as error:
         print("report:", " ".join(str(error).split()), file=sys.stderr)
         return 1

@@ -173,7 +173,7 @@ class Trainer(DefaultTrainer):
         evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         for evaluator in evaluators:
             if isinstance(evaluator, DetectionEvaluator):
-                evaluator.model = info
+                evaluator.model_info = info
         return cls.test(cfg, model, evaluators)
 
     def build_writers(self) -> list[EventWriter]:
@@ -285,8 +285,7 @@ def evaluate(cfg, resume: bool = False) -> dict:
         loaded.get("iteration"),
         ema="ema" in loaded["trainer"] if "trainer" in loaded else None,
         tta=cfg.TEST.AUG.ENABLED,
-        optimize=cfg.TEST.OPTIMIZE,
-        compile=cfg.TEST.COMPILE,
+        optimize=cfg.TEST.OPTIMIZE + ("+compile" if cfg.TEST.COMPILE else ""),
     )
     if options:
         model = optimize_for_inference(model, **options)

@@ -13,11 +13,9 @@ from detectron2.utils import comm
 from ..files import write_json
 from .coco import coco_table, json_category_ids
 from .records import check_predictions, is_ignored, predictions_of
+from .results import RESULTS_FILE, TABLES_FILE
 from .tables import format_class_table, format_coco_table, format_voc_table
 from .voc import voc_average_precision
-
-RESULTS_FILE = "coco_instances_results.json"
-TABLES_FILE = "evaluation.json"
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +28,7 @@ class ModelInfo(NamedTuple):
         iteration: of the training, counted from 0 as in the names of checkpoints; None: not known.
         ema: whether the weights are averaged ones; None: not known.
         tta: with test-time augmentation.
-        optimize: TEST.OPTIMIZE.
-        compile: TEST.COMPILE.
+        optimize: TEST.OPTIMIZE, with compilation ("bfloat16+compile").
     """
 
     weights: str | None = None
@@ -39,7 +36,6 @@ class ModelInfo(NamedTuple):
     ema: bool | None = None
     tta: bool = False
     optimize: str = "none"
-    compile: bool = False
 
 
 class DetectionEvaluator(DatasetEvaluator):
@@ -59,9 +55,7 @@ class DetectionEvaluator(DatasetEvaluator):
             tables); None writes nothing.
         json_file: the dataset's COCO annotation file, if it comes from one.
         distributed: gather the predictions of all ranks; the main process alone has results.
-
-    Attributes:
-        model: what is evaluated, for ``evaluation.json``; None where nobody says.
+        model_info: the model that is evaluated, for ``evaluation.json``; None if not known.
 
     Raises:
         ValueError: two records share an image id, or the categories of ``json_file`` are not
@@ -76,8 +70,10 @@ class DetectionEvaluator(DatasetEvaluator):
         output_dir: str | os.PathLike | None = None,
         json_file: str | None = None,
         distributed: bool = True,
+        *,
+        model_info: ModelInfo | None = None,
     ) -> None:
-        self.model: ModelInfo | None = None
+        self.model_info = model_info
         self._dataset_name = dataset_name
         self._records = records
         self._class_names = list(class_names)
@@ -160,7 +156,7 @@ class DetectionEvaluator(DatasetEvaluator):
         ]
         return {
             "dataset": self._dataset_name,
-            "model": self.model._asdict() if self.model else None,
+            "model": self.model_info._asdict() if self.model_info else None,
             "class_names": names,
             "category_ids": self._category_ids,
             "num_images": len(records),

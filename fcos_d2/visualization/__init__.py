@@ -2,6 +2,5 @@
 
 from .curves import plot_training_curves
 from .detections import draw_detection_grid
-from .run import plot_run
 
-__all__ = ["draw_detection_grid", "plot_run", "plot_training_curves"]
+__all__ = ["draw_detection_grid", "plot_training_curves"]

@@ -99,11 +99,9 @@ def test_perfect_predictions(tmp_path):
 
 
 def test_the_tables_say_what_was_evaluated(tmp_path):
-    evaluator = DetectionEvaluator("pets", make_records(), NAMES, tmp_path)
     written = []
-    for model in (None, ModelInfo("a.pth", 7, ema=True, optimize="bfloat16")):
-        evaluator.model = model
-        evaluator.evaluate()
+    for info in (None, ModelInfo("a.pth", 7, ema=True, optimize="bfloat16")):
+        DetectionEvaluator("pets", make_records(), NAMES, tmp_path, model_info=info).evaluate()
         written.append(json.loads((tmp_path / "evaluation.json").read_text())["model"])
     assert written[0] is None
     assert written[1] == {
@@ -112,7 +110,6 @@ def test_the_tables_say_what_was_evaluated(tmp_path):
         "ema": True,
         "tta": False,
         "optimize": "bfloat16",
-        "compile": False,
     }
 
 

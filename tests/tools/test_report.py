@@ -27,7 +27,8 @@ def test_it_writes_and_prints_where(main, tmp_path, capsys, caplog):
     line = {"iteration": 19, "total_loss": 1.0, "lr": 0.1}
     (tmp_path / "metrics.json").write_text(json.dumps(line) + "\n")
     assert main([str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    written = [tmp_path / "training_curves.png", tmp_path / "report.html"]
+    assert capsys.readouterr().out.split() == [*map(str, written)]
     assert "Training:" in caplog.text and "config.yaml" in caplog.text  # progress, what is missing
     assert (tmp_path / "report.html").read_text().endswith("</html>")
 

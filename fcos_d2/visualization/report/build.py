@@ -1,4 +1,4 @@
-"""From a run's folder to its report."""
+"""The pictures and the report of a run, drawn from its folder."""
 
 import datetime
 import logging
@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,14 +18,18 @@ from markupsafe import Markup
 from ... import __version__
 from ...data.inspection.assignment import Assignment, assignment_table, summarize_assignment
 from ...files import atomic_path
+from ..curves import plot_training_curves
+from ..detections import draw_detection_grid
 from ..overlays import draw_assignment
 from . import figures
 from .blocks import Beside, Block, Figures, Folded, Shots, Text, build_section, explain
-from .gather import Run, changed_settings, describe_checkpoints, gather_run, load_source
+from .gather import Results, Run, changed_settings, describe_checkpoints, gather_run, load_source
 from .pictures import Shot, jpeg
 from .results import result_sections, result_tiles
 from .tables import table
 
+CURVES_FILE = "training_curves.png"
+DETECTIONS_FILE = "detections.png"
 REPORT_FILE = "report.html"
 
 logger = logging.getLogger(__name__)
@@ -39,24 +44,56 @@ _ASSIGNMENT_COLUMNS = {
 }
 
 
-def write_report(output_dir: str | os.PathLike) -> Path:
-    """Write ``report.html`` of a run into its folder: one page that needs no other file.
+def write_report(output_dir: str | os.PathLike) -> list[Path]:
+    """Draw ``training_curves.png``, ``detections.png`` and ``report.html`` of a run.
 
-    A section whose inputs are missing says so. Progress is logged.
+    They are written into the run's folder, each atomically. The second and further test sets get
+    ``detections_<slug>.png``. A file that cannot be made is logged with the reason, and the others
+    are written; a section of the report without its inputs says what is missing.
 
     Args:
         output_dir: OUTPUT_DIR of a run, trained or evaluated.
 
     Returns:
-        The report's path; it is written atomically.
+        The files written.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: it is no run.
+        ValueError: it is not the folder of a run.
     """
-    start = time.perf_counter()
     run = gather_run(output_dir)
     logger.info("Report of %s: %d test set(s)", run.folder, len(run.results))
+    drawings: dict[str, Callable[[Path], None]] = {CURVES_FILE: partial(_draw_curves, run)}
+    for results in run.results:
+        file = f"detections_{results.slug}.png" if DETECTIONS_FILE in drawings else DETECTIONS_FILE
+        drawings[file] = partial(_draw_detections, results)
+    drawings[REPORT_FILE] = partial(_write_page, run)
+    written = []
+    for file, draw in drawings.items():
+        path, start = Path(output_dir) / file, time.perf_counter()
+        try:
+            draw(path)
+        except Exception as error:
+            explain(error, file)
+            continue
+        written.append(path)
+        logger.info("%s: %.1f s", path, time.perf_counter() - start)
+    return written
+
+
+def _draw_curves(run: Run, path: Path) -> None:
+    if "history" in run.problems:
+        raise ValueError(run.problems["history"])
+    plot_training_curves(run.folder / "metrics.json", path)
+
+
+def _draw_detections(results: Results, path: Path) -> None:
+    for problem in results.problems.values():
+        raise ValueError(problem)
+    draw_detection_grid(results.records, results.predictions, results.class_names, path)
+
+
+def _write_page(run: Run, path: Path) -> None:
     sections = [
         build_section("summary", "Summary", partial(_summary, run)),
         build_section("curves", "Training", partial(_curves, run)),
@@ -72,11 +109,8 @@ def write_report(output_dir: str | os.PathLike) -> Path:
         version=__version__,
         sections=sections,
     )
-    path = Path(output_dir) / REPORT_FILE
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    logger.info("%s: %.1f MB, %.0f s", path, len(page) / 1e6, time.perf_counter() - start)
-    return path
 
 
 def _template() -> jinja2.Template:

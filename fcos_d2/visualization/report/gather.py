@@ -14,11 +14,10 @@ from detectron2.config import CfgNode, get_cfg
 from ...checkpoint import read_checkpoint
 from ...config import add_fcos_config, update_names
 from ...data import class_names, load_records, register_source
-from ...evaluation.evaluator import RESULTS_FILE, TABLES_FILE
 from ...evaluation.records import check_predictions
+from ...evaluation.results import RESULTS_FILE, TABLES_FILE, read_json, read_results
 from ...files import dataset_slug
 from ..curves import read_metrics
-from ..run import read_json, read_results
 from .provenance import read_commands
 
 logger = logging.getLogger(__name__)

@@ -75,7 +75,7 @@ def _describe_model(model: Mapping[str, Any]) -> str:
         "averaged weights (EMA)" if model["ema"] else None,
         "test-time augmentation" if model["tta"] else None,
         None if model["optimize"] == "none" else f"TEST.OPTIMIZE {model['optimize']}",
-        "TEST.COMPILE" if model["compile"] else None,
+        "TEST.COMPILE" if model.get("compile") else None,  # of older versions
     ]
     return f"Evaluated: {', '.join(filter(None, parts))}."
 

@@ -73,10 +73,10 @@ def _make_run(folder, sources, meta_architecture="FCOS", model=None):
         register_source(source)
         records = load_records(source)
         place = folder / "inference" / dataset_slug(source)
-        evaluator = DetectionEvaluator(source, records, class_names(source), place)
-        evaluator.model = model
+        names = class_names(source)
+        evaluator = DetectionEvaluator(source, records, names, place, model_info=model)
         for record in records:
-            evaluator.process([record], [{"instances": _predict(record, len(class_names(source)))}])
+            evaluator.process([record], [{"instances": _predict(record, len(names))}])
         evaluator.evaluate()
     return folder
 

@@ -41,9 +41,7 @@ def test_what_is_missing_is_said(run, shapes_source, caplog):
     """Neither curves nor predictions: the tables of evaluation.json stay."""
     (run / "metrics.json").unlink()
     (run / "inference" / dataset_slug(shapes_source) / "coco_instances_results.json").unlink()
-    path = write_report(run)
-    page = path.read_text()
-    assert path == run / "report.html"
+    page = write_report(run)[-1].read_text()
     first, second = missing(page)
     assert "metrics.json is missing" in first
     assert "coco_instances_results.json is missing" in second
@@ -56,7 +54,7 @@ def test_training_alone(run):
     """Without config.yaml and inference/ there are curves."""
     (run / "config.yaml").unlink()
     (run / "inference").rename(run / "elsewhere")
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     assert titles(page) == ["Summary", "Training", "Assignment of locations", "The run"]
     assert len(missing(page)) == 2  # no evaluation; no config for the assignment
     assert page.count("<img ") == 4
@@ -68,7 +66,7 @@ def test_a_proposal_network(run, shapes_source):
     (place / "box_proposals.pkl").write_bytes(b"")
     with open(run / "metrics.json", "a") as file:
         file.write(json.dumps({"iteration": 401, "box_proposals/AR@100": 55.5}) + "\n")
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     assert "<dt>AR@100</dt><dd>55.5</dd>" in page
     assert any("proposal network" in text for text in missing(page))
 
@@ -77,7 +75,7 @@ def test_no_predictions_at_all(make_run, hostile_source, tmp_path):
     run = make_run(tmp_path / "run", [hostile_source])
     place = run / "inference" / dataset_slug(hostile_source)
     (place / "coco_instances_results.json").write_text("[]")
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     assert missing(page) == [] and "Where the AP is lost" in titles(page)
 
 
@@ -85,8 +83,7 @@ def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     (tmp_path / "report.html").write_text("old")
     (tmp_path / "metrics.json").touch()
     monkeypatch.setattr(build, "_template", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_report(tmp_path)
+    assert write_report(tmp_path) == []
     assert (tmp_path / "report.html").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "metrics.json"}
 
@@ -106,7 +103,7 @@ def test_an_error_that_nobody_foresaw_costs_its_section_alone(run, shapes_source
     evaluation = json.loads(path.read_text())
     del evaluation["bbox"], evaluation["per_class"]
     path.write_text(json.dumps(evaluation))
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     assert f"<p>{shapes_source}: could not be made: KeyError: &#39;bbox&#39;</p>" in page
     tables, curves, assignment = missing(page)
     assert tables == "could not be made: KeyError: &#39;bbox&#39;"
@@ -118,7 +115,7 @@ def test_an_error_that_nobody_foresaw_costs_its_section_alone(run, shapes_source
 
 def test_an_analysis_that_fails_costs_the_others_alone(run, monkeypatch):
     monkeypatch.setattr(analysis, "precision_recall", lambda *inputs: [] + 1)
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     (text,) = missing(page)
     assert text.startswith("No analysis: could not be made: TypeError: can only concatenate")
     assert {"Summary", "AP", "Training", "Assignment of locations"} <= set(titles(page))
@@ -154,13 +151,13 @@ def notes(page):
         ),
         (ModelInfo("a<b.pth", tta=True), "a&lt;b.pth, test-time augmentation"),
         (
-            ModelInfo("a.pth", 9, optimize="bfloat16", compile=True),
-            "a.pth, iteration 9, TEST.OPTIMIZE bfloat16, TEST.COMPILE",
+            ModelInfo("a.pth", 9, optimize="bfloat16+compile"),
+            "a.pth, iteration 9, TEST.OPTIMIZE bfloat16+compile",
         ),
     ],
 )
 def test_what_was_evaluated_is_said(make_run, hostile_source, tmp_path, model, words):
-    page = write_report(make_run(tmp_path / "run", [hostile_source], model=model)).read_text()
+    page = write_report(make_run(tmp_path / "run", [hostile_source], model=model))[-1].read_text()
     assert notes(page) == ([f"Evaluated: {words}."] if words else [])
 
 
@@ -169,7 +166,7 @@ def test_results_of_an_older_version_say_nothing_of_the_model(run, shapes_source
     evaluation = json.loads(path.read_text())
     del evaluation["model"]
     path.write_text(json.dumps(evaluation))
-    page = write_report(run).read_text()
+    page = write_report(run)[-1].read_text()
     assert missing(page) == notes(page) == []
 
 
@@ -196,7 +193,7 @@ def test_the_best_evaluation_is_named_where_another_is_shown(make_run, shapes_so
 def test_the_best_evaluation_is_on_the_page(run):
     best = {"metric": "bbox/AP", "value": 43.54}
     torch.save({"model": {}, "iteration": 199, "best": best}, run / "model_best.pth")
-    assert notes(write_report(run).read_text()) == [
+    assert notes(write_report(run)[-1].read_text()) == [
         "The best, bbox/AP 43.5 at iteration 199, is model_best.pth."
     ]
 

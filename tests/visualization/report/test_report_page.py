@@ -48,7 +48,7 @@ def report(make_run, shapes_source, hostile_source, tmp_path_factory):
     """The report of a run with two test sets, the second with names that look like HTML."""
     folder = make_run(tmp_path_factory.mktemp("page") / "a <u>run", [shapes_source, hostile_source])
     record_command(folder, ["train_net.py", "OUTPUT_DIR", "a <u>run"], "cpu")
-    return write_report(folder)
+    return write_report(folder)[-1]
 
 
 @pytest.fixture(scope="module")

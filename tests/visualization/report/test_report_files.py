@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn again from its folder."""
+"""The files of a run that are drawn from its folder, each independent of the others."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from PIL import Image
 from fcos_d2.data import class_names, load_records, register_source
 from fcos_d2.evaluation import DetectionEvaluator
 from fcos_d2.files import dataset_slug
-from fcos_d2.visualization import plot_run
+from fcos_d2.visualization.report import write_report
 
 
 @pytest.fixture
@@ -68,8 +68,9 @@ def evaluate(source, folder, json_file=None):
 
 
 def test_a_whole_run(run):
-    assert plot_run(run) == [run / "training_curves.png", run / "detections.png"]
-    for picture in plot_run(str(run)):
+    curves, detections, report = write_report(str(run))
+    assert report == run / "report.html"
+    for picture in (curves, detections):
         with Image.open(picture) as image:
             assert image.format == "PNG"
 
@@ -77,16 +78,13 @@ def test_a_whole_run(run):
 def test_an_evaluation_alone_has_no_curves(run, caplog):
     (run / "metrics.json").unlink()
     with caplog.at_level(logging.WARNING, logger="fcos_d2"):
-        assert plot_run(run) == [run / "detections.png"]
-    assert "no training curves" in caplog.text and "metrics.json" in caplog.text
+        assert write_report(run) == [run / "detections.png", run / "report.html"]
+    assert "training_curves.png: metrics.json is missing" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("config.yaml", None, "config.yaml is missing"),
-        ("config.yaml", "DATASETS: {TEST: []}", "DATASETS.TEST is empty"),
-        ("config.yaml", "a: [", "can't be read"),
         ("coco_instances_results.json", None, "coco_instances_results.json"),
         ("evaluation.json", '{"dataset": ', "evaluation.json is not JSON"),
         (
@@ -103,7 +101,7 @@ def test_what_is_missing_is_said_and_the_rest_drawn(run, caplog, file, content, 
     if content is not None:
         path.write_text(content)
     with caplog.at_level(logging.WARNING, logger="fcos_d2"):
-        assert plot_run(run)[0] == run / "training_curves.png"
+        assert write_report(run)[0] == run / "training_curves.png"
     assert words in caplog.text
 
 
@@ -113,7 +111,7 @@ def test_two_test_sets(run, source):
     config = {"DATASETS": {"TEST": [source, other]}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     second = run / f"detections_{dataset_slug(other)}.png"
-    assert plot_run(run)[1:] == [run / "detections.png", second]
+    assert write_report(run)[1:3] == [run / "detections.png", second]
     assert second.is_file()
 
 
@@ -138,12 +136,5 @@ def test_category_ids_of_a_coco_json(run, tmp_path, caplog):
     source = f"coco:{json_file}:{tmp_path / 'data' / 'JPEGImages'}"
     assert evaluate(source, run, str(json_file))["bbox"]["AP"] == pytest.approx(100)
     (run / "config.yaml").write_text(yaml.safe_dump({"DATASETS": {"TEST": [source]}}))
-    assert run / "detections.png" in plot_run(run)
-    assert not [record for record in caplog.records if record.levelname != "INFO"]
-
-
-def test_nothing_to_draw(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder"):
-        plot_run(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="nothing to draw"):
-        plot_run(tmp_path)
+    assert run / "detections.png" in write_report(run)
+    assert "not drawn" not in caplog.text
