@@ -10,10 +10,10 @@ ROOT = Path(__file__).parent
 
 def read_version() -> str:
     """Read ``__version__`` from the source: importing the package would require Detectron2."""
-    text = (ROOT / "fcos_d2" / "__init__.py").read_text(encoding="utf-8")
+    text = (ROOT / "fcos_d2" / "version.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise RuntimeError('fcos_d2/__init__.py has no line __version__ = "..."')
+        raise RuntimeError('fcos_d2/version.py has no line __version__ = "..."')
     return match.group(1)
 
 

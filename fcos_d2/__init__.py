@@ -2,7 +2,7 @@
 
 import warnings
 
-__version__ = "0.1.0"
+from .version import __version__
 
 with warnings.catch_warnings():
     # Detectron2 and fvcore call it where they are imported, and there is nothing a user could do.
@@ -11,4 +11,4 @@ with warnings.catch_warnings():
     from .config import add_fcos_config
     from .modeling.optimize import optimize_for_inference
 
-__all__ = ["add_fcos_config", "modeling", "optimize_for_inference"]
+__all__ = ["__version__", "add_fcos_config", "modeling", "optimize_for_inference"]

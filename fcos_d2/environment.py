@@ -13,7 +13,7 @@ import detectron2
 import torch
 import torchvision
 
-from . import __version__
+from .version import __version__
 
 
 def describe_environment(device: str, peers: Sequence[str]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ... import __version__
 from ...data.inspection.assignment import Assignment, assignment_table, summarize_assignment
 from ...files import atomic_path
+from ...version import __version__
 from ..curves import plot_training_curves
 from ..detections import draw_detection_grid
 from ..overlays import draw_assignment
