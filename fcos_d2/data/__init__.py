@@ -2,7 +2,7 @@
 
 from .checks import DataError
 from .dataset_mapper import DetectionDatasetMapper
-from .loader import TrainLoader, build_train_loader
+from .loader import TrainLoader, build_train_loader, get_records
 from .sources import class_names, load_records, register_source
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "TrainLoader",
     "build_train_loader",
     "class_names",
+    "get_records",
     "load_records",
     "register_source",
 ]

@@ -1,9 +1,10 @@
 """Batches of training inputs that repeat exactly, also after a resume."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
+from detectron2.config import configurable
 from detectron2.data import DatasetFromList
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
@@ -11,7 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import DetectionDatasetMapper
-from .sources import load_records
+from .sources import load_records, register_source
 
 
 class TrainLoader:
@@ -92,46 +93,108 @@ class _SeededDataset(Dataset):
             np.random.set_state(state)
 
 
-def build_train_loader(cfg) -> TrainLoader:
-    """Build the loader of ``cfg.DATASETS.TRAIN``, whose sources are registered already.
+def get_records(
+    names: str | Sequence[str], *, skip_bad_boxes: bool = False, filter_empty: bool = False
+) -> list[dict]:
+    """Register and read data sources.
+
+    Args:
+        names: of one source or several, as in DATASETS.TRAIN.
+        skip_bad_boxes: see :func:`register_source`.
+        filter_empty: drop images without an object other than crowd regions.
+
+    Returns:
+        The records of all sources, in order.
 
     Raises:
-        ValueError: no image is left to train on, a batch that the ranks can't share, or a sampler
-            other than TrainingSampler and RepeatFactorTrainingSampler.
+        ValueError: a source that can't be used (:class:`DataError`), or no image is left.
     """
-    records = [record for name in cfg.DATASETS.TRAIN for record in load_records(name)]
-    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+    names = [names] if isinstance(names, str) else list(names)
+    records: list[dict] = []
+    for name in names:
+        register_source(name, skip_bad_boxes=skip_bad_boxes)
+        records += load_records(name)
+    if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:
-        raise ValueError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} holds no image to train on.")
+        suffix = " with an object" if filter_empty else ""
+        raise ValueError(f"No image{suffix} in {', '.join(names)}.")
+    return records
+
+
+def _train_loader_from_config(cfg) -> dict:
+    return {
+        "dataset": get_records(
+            cfg.DATASETS.TRAIN,
+            skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        ),
+        "mapper": DetectionDatasetMapper(cfg),
+        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
+        "seed": cfg.SEED,
+        "sampler": cfg.DATALOADER.SAMPLER_TRAIN,
+        "repeat_threshold": cfg.DATALOADER.REPEAT_THRESHOLD,
+        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+    }
+
+
+@configurable(from_config=_train_loader_from_config)
+def build_train_loader(
+    dataset: list[dict],
+    *,
+    mapper: Callable[[dict], dict],
+    total_batch_size: int,
+    seed: int = -1,
+    sampler: str = "TrainingSampler",
+    repeat_threshold: float = 0.0,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+) -> TrainLoader:
+    """Build the loader of training batches, from a config or from explicit arguments.
+
+    Args:
+        dataset: records, see :func:`get_records`.
+        mapper: record to input of the model.
+        total_batch_size: images per batch over all ranks.
+        seed: of sampling and augmentation; negative draws one.
+        sampler: "TrainingSampler" or "RepeatFactorTrainingSampler".
+        repeat_threshold: frequency below which the latter repeats the images of a class.
+        aspect_ratio_grouping: put only wide or only tall images into a batch.
+        num_workers: processes per rank that read images.
+
+    Raises:
+        ValueError: a batch that the ranks can't share, or another sampler.
+    """
     world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < world_size or cfg.SOLVER.IMS_PER_BATCH % world_size:
+    if total_batch_size < world_size or total_batch_size % world_size:
         raise ValueError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is the batch of all ranks: it has to "
+            f"SOLVER.IMS_PER_BATCH {total_batch_size} is the batch size over all ranks: it must "
             f"be a multiple of their number, {world_size}."
         )
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    seed = seed if seed >= 0 else comm.shared_random_seed()
     return TrainLoader(
-        records,
-        DetectionDatasetMapper(cfg),
-        sampler=_build_sampler(cfg, records, seed),
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        dataset,
+        mapper,
+        sampler=_build_sampler(sampler, dataset, repeat_threshold, seed),
+        batch_size=total_batch_size // world_size,
         seed=seed,
-        group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_aspect_ratio=aspect_ratio_grouping,
+        num_workers=num_workers,
     )
 
 
-def _build_sampler(cfg, records: list[dict], seed: int) -> Iterable[int]:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
+def _build_sampler(
+    name: str, dataset: list[dict], repeat_threshold: float, seed: int
+) -> Iterable[int]:
     if name == "TrainingSampler":
-        return TrainingSampler(len(records), seed=seed)
+        return TrainingSampler(len(dataset), seed=seed)
     if name == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            records, cfg.DATALOADER.REPEAT_THRESHOLD
+            dataset, repeat_threshold
         )
         return RepeatFactorTrainingSampler(factors, seed=seed)
     raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; it has to be 'TrainingSampler' or "
+        f"DATALOADER.SAMPLER_TRAIN is {name!r}; it must be 'TrainingSampler' or "
         "'RepeatFactorTrainingSampler'."
     )
