@@ -2,7 +2,7 @@
 
 from .launch import launch
 from .scaling import scale_to_batch_size
-from .setup import load_cfg, prepare_datasets, setup
+from .setup import load_cfg, prepare_datasets, setup, shared_class_names
 from .train_loop import TrainLoop
 from .trainer import Trainer, evaluate
 
@@ -15,4 +15,5 @@ __all__ = [
     "prepare_datasets",
     "scale_to_batch_size",
     "setup",
+    "shared_class_names",
 ]

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 
 import torch
@@ -63,15 +64,26 @@ def prepare_datasets(cfg: CfgNode, eval_only: bool = False) -> list[str]:
     needed = "DATASETS.TEST" if eval_only else "DATASETS.TRAIN"
     if not (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN):
         raise ValueError(f"{needed} is empty: name a source of images.")
+    classes = shared_class_names(names, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
+    set_num_classes(cfg, names[0], classes)
     for name in names:
-        register_source(name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
+        logger.info("%s: %d images", name, len(load_records(name)))
+    return classes
+
+
+def shared_class_names(names: Sequence[str], *, skip_bad_boxes: bool = False) -> list[str]:
+    """Register data sources and return their class names, which must be the same.
+
+    Raises:
+        ValueError: a source that can't be used (:class:`fcos_d2.data.DataError`), or one with other
+            classes than the first.
+    """
+    for name in names:
+        register_source(name, skip_bad_boxes=skip_bad_boxes)
     first = class_names(names[0])
     for name in names[1:]:
         if class_names(name) != first:
             raise ValueError(_class_mismatch(names[0], first, name, class_names(name)))
-    set_num_classes(cfg, names[0], first)
-    for name in names:
-        logger.info("%s: %d images", name, len(load_records(name)))
     return first
 
 
