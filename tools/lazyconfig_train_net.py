@@ -51,11 +51,12 @@ def check_classes(cfg, eval_only: bool) -> list[str]:
     Raises:
         ValueError: data sets of different classes, or the model has another number of classes.
     """
-    names = []
+    names, skip = [], False
     for part in ("test",) if eval_only else ("train", "test"):
-        value = cfg.dataloader[part].dataset.names
-        names += [value] if isinstance(value, str) else list(value)
-    class_names = shared_class_names(names)
+        dataset = cfg.dataloader[part].dataset
+        names += [dataset.names] if isinstance(dataset.names, str) else list(dataset.names)
+        skip |= dataset.get("skip_bad_boxes", False)
+    class_names = shared_class_names(names, skip_bad_boxes=skip)
     num_classes = OmegaConf.select(cfg, NUM_CLASSES)
     if num_classes != len(class_names):
         raise ValueError(

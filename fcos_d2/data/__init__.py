@@ -1,13 +1,14 @@
 """Data sources, their checks, and the loaders of training."""
 
-from .checks import DataError
 from .dataset_mapper import DetectionDatasetMapper
+from .findings import DataError, Finding
 from .loader import TrainLoader, build_train_loader, get_records
 from .sources import class_names, load_records, register_source
 
 __all__ = [
     "DataError",
     "DetectionDatasetMapper",
+    "Finding",
     "TrainLoader",
     "build_train_loader",
     "class_names",

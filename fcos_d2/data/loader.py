@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import DetectionDatasetMapper
-from .sources import load_records, register_source
+from .sources import load_records
 
 
 class TrainLoader:
@@ -96,11 +96,11 @@ class _SeededDataset(Dataset):
 def get_records(
     names: str | Sequence[str], *, skip_bad_boxes: bool = False, filter_empty: bool = False
 ) -> list[dict]:
-    """Register and read data sources.
+    """Return the records of data sources, which are registered if they have not been.
 
     Args:
         names: of one source or several, as in DATASETS.TRAIN.
-        skip_bad_boxes: see :func:`register_source`.
+        skip_bad_boxes: see :func:`load_records`.
         filter_empty: drop images without an object other than crowd regions.
 
     Returns:
@@ -110,10 +110,7 @@ def get_records(
         ValueError: a source that can't be used (:class:`DataError`), or no image is left.
     """
     names = [names] if isinstance(names, str) else list(names)
-    records: list[dict] = []
-    for name in names:
-        register_source(name, skip_bad_boxes=skip_bad_boxes)
-        records += load_records(name)
+    records = [x for name in names for x in load_records(name, skip_bad_boxes=skip_bad_boxes)]
     if filter_empty:
         records = filter_images_with_only_crowd_annotations(records)
     if not records:

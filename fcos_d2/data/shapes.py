@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .checks import DataError
+from .findings import DataError
 
 logger = logging.getLogger(__name__)
 

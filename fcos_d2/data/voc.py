@@ -1,18 +1,21 @@
-"""VOC folders: XML annotations to Detectron2's records, and the rule for the class names."""
+"""Reader of VOC folders."""
 
 import logging
 import math
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
 from PIL import Image, UnidentifiedImageError
 
-from .checks import BadBoxError, DataError, Problems, box_problem
+from .boxes import box_problem
+from .findings import DataError, Finding, ObjectError, Origin, Source
 
 logger = logging.getLogger(__name__)
 
@@ -21,326 +24,288 @@ _EXIF_ORIENTATION = 0x0112
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def find_class_names(folder: Path) -> list[str]:
-    """Return the class names of a VOC folder, in the order of their ids.
+class _Object(NamedTuple):
+    """Texts of an ``<object>``; ``corners`` is None without a ``<bndbox>``."""
 
-    They are the lines of ``classes.txt``, if there is one. Else they are the names in all
-    annotations, whatever the split, sorted; but a folder that is called VOC<year> and has no names
-    but VOC's own has VOC's 20 in the devkit's order.
+    name: str
+    corners: list[str] | None
+    difficult: str
+
+
+class _Annotation(NamedTuple):
+    """Texts of an annotation file; ``size`` is (width, height)."""
+
+    filename: str
+    size: tuple[str, str]
+    objects: list[_Object]
+
+
+def read_voc(source: Source, folder: Path, split: str | None) -> None:
+    """Read one split of a VOC folder into ``source``.
+
+    A VOC box names its first and its last pixel, counted from 1; a record's box is continuous and
+    starts at 0: (xmin - 1, ymin - 1, xmax, ymax).
+
+    Class names are those that ``source`` has already, else the lines of ``classes.txt``, else the
+    names in all annotations of the folder, whatever the split, sorted; but a folder called
+    VOC<year> with no names but VOC's own has VOC's 20 in the devkit's order.
+
+    Args:
+        source: gets records (objects have ``iscrowd`` 0 and ``difficult`` 0 or 1) and findings.
+        folder: holds ``JPEGImages``, ``Annotations`` and ``ImageSets/Main``.
+        split: ``ImageSets/Main/<split>.txt`` lists the images; None takes every annotation.
 
     Raises:
-        DataError: ``classes.txt`` is empty or repeats a name; or there is no name at all.
+        DataError: there are no images or no class names to read.
     """
-    if (folder / "classes.txt").is_file():
-        return read_class_list(folder / "classes.txt")
-    found: set[str] = set()
-    for path in annotation_files(folder):
-        found.update(object_name(thing) for thing in parse_annotation(path).iter("object"))
-    return order_class_names(folder, found - {""})
+    if not folder.is_dir():
+        raise DataError(f"{source.name!r}: the folder {folder} is not there.")
+    images = _list_images(source, folder, split)
+    if not source.class_names and (folder / "classes.txt").is_file():
+        source.class_names = _read_class_list(folder / "classes.txt")
+    # Names that are not given are collected from all annotations.
+    stems = images if source.class_names else [*images, *_annotation_stems(folder)]
+    annotations = {stem: _parse(source, _xml(folder, stem)) for stem in dict.fromkeys(stems)}
+    if not source.class_names:
+        found = {
+            x.name for annotation in annotations.values() if annotation for x in annotation.objects
+        }
+        source.class_names = _order_class_names(folder, found - {""})
+    ids = {name: k for k, name in enumerate(source.class_names)}
+    for name in images:
+        if annotation := annotations[name]:
+            _read_image(source, folder, name, annotation, ids)
+    source.metadata = {
+        "dirname": str(folder),
+        "split": split,
+        "year": 2012 if folder.name == "VOC2012" else 2007,
+        "evaluator_type": "pascal_voc",
+    }
 
 
-def read_class_list(path: Path) -> list[str]:
-    """Return the class names of a ``classes.txt``.
+def _xml(folder: Path, stem: str) -> str:
+    return os.path.join(folder, "Annotations", f"{stem}.xml")
 
-    Raises:
-        DataError: it is empty or repeats a name.
-    """
-    names = _read_lines(path)
-    repeated = _find_repeated(names)
+
+def _annotation_stems(folder: Path) -> list[str]:
+    """Return all annotations, sorted, without the hidden ``._*.xml`` of archives made by macOS."""
+    paths = (folder / "Annotations").glob("*.xml")
+    return sorted(path.stem for path in paths if not path.name.startswith("."))
+
+
+def _list_images(source: Source, folder: Path, split: str | None) -> list[str]:
+    """Return the image names of a split in its order; a repeated name is a finding."""
+    if not (folder / "Annotations").is_dir():
+        raise DataError(
+            f"{folder} is not a VOC folder: it has no Annotations/ (expected: JPEGImages/, "
+            "Annotations/ and ImageSets/Main/<split>.txt)."
+        )
+    if split is None:
+        if stems := _annotation_stems(folder):
+            return stems
+        raise DataError(f"{folder / 'Annotations'} holds no annotation (*.xml).")
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        splits = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
+        raise DataError(
+            f"{path} is missing: it lists the image names of the split, one per line. "
+            f"Available splits: {', '.join(splits) or 'none'}. 'voc:{folder}' without a split "
+            "takes every annotation."
+        )
+    first: dict[str, int] = {}
+    for number, line in _read_lines(path):
+        # The devkit's lists of one class have a second column of -1, 0 or 1. But a name may hold
+        # blanks and even end in " 1": the annotation that exists decides.
+        name = line if os.path.isfile(_xml(folder, line)) else re.sub(r"\s+-?[01]$", "", line)
+        if first.setdefault(name, number) != number:
+            message = f"lists {name} again, after line {first[name]}: keep one line per image"
+            source.error("listed twice", path, message, line=number)
+    if not first:
+        raise DataError(f"{path} is empty: it needs the image names of the split, one per line.")
+    return list(first)
+
+
+def _read_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, and their numbers from 1."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors may write a BOM
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return [(number, line) for number, line in lines if line]
+
+
+def _read_class_list(path: Path) -> list[str]:
+    names = [line for _, line in _read_lines(path)]
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if not names or repeated:
         problem = f"repeats {', '.join(repeated)}" if names else "names no class"
-        raise DataError(f"{path} {problem}: it needs one name a line, each once.")
+        raise DataError(f"{path} {problem}: it needs one name per line, each once.")
     logger.info("%s: %d classes from its classes.txt", path.parent, len(names))
     return names
 
 
-def order_class_names(folder: Path, found: set[str]) -> list[str]:
-    """Return the names ``found`` in the annotations of a folder without ``classes.txt`` in order.
-
-    Raises:
-        DataError: there is none.
-    """
+def _order_class_names(folder: Path, found: Collection[str]) -> list[str]:
     if not found:
         raise DataError(
             f"{folder / 'Annotations'} names no class: it needs VOC annotations (*.xml) with "
-            f"objects, or {folder / 'classes.txt'} with one class name a line."
+            f"objects, or {folder / 'classes.txt'} with one class name per line."
         )
-    if re.fullmatch(r"VOC\d{4}", folder.name) and found <= set(CLASS_NAMES):
+    if re.fullmatch(r"VOC\d{4}", folder.name) and set(found) <= set(CLASS_NAMES):
         logger.info("%s: VOC's 20 classes", folder)
         return list(CLASS_NAMES)
     logger.info("%s: the %d classes of its annotations, sorted", folder, len(found))
     return sorted(found)
 
 
-def read_voc(
-    folder: Path, split: str | None, class_names: Sequence[str], skip_bad_boxes: bool = False
-) -> list[dict]:
-    """Read the records of one split of a VOC folder.
-
-    A VOC box names its first and its last pixel, counted from 1; a record's box is continuous and
-    starts at 0, so it is (xmin - 1, ymin - 1, xmax, ymax).
-
-    Args:
-        folder: holds ``JPEGImages``, ``Annotations`` and ``ImageSets/Main``.
-        split: ``ImageSets/Main/<split>.txt`` lists the images; None takes every annotation.
-        class_names: position is the category id.
-        skip_bad_boxes: leave bad boxes out with a logged count.
-
-    Returns:
-        Dicts in Detectron2's format; objects have ``iscrowd`` 0 and ``difficult`` 0 or 1.
-
-    Raises:
-        DataError: a missing or broken file, an unknown class, a box that is empty, inverted or
-            outside its image. The message names the file and the object.
-    """
-    problems = Problems(str(folder), skip_bad_boxes)
-    ids = {name: k for k, name in enumerate(class_names)}
-    records = [_read_image(folder, name, ids, problems) for name in _list_images(folder, split)]
-    problems.finish()
-    return records
-
-
-def _list_images(folder: Path, split: str | None) -> list[str]:
-    names = list_images(folder, split)
-    repeated = _find_repeated(names)
-    if repeated:
-        path = split_file(folder, split)
-        raise DataError(f"{path} lists {repeated[0]} more than once: keep one line of each image.")
-    return names
-
-
-def split_file(folder: Path, split: str) -> Path:
-    """Return the file that lists the images of a split."""
-    return folder / "ImageSets" / "Main" / f"{split}.txt"
-
-
-def list_images(folder: Path, split: str | None) -> list[str]:
-    """Return the image names of a split, in its order and as often as it lists them.
-
-    Raises:
-        DataError: no VOC folder, or a split that is missing or empty.
-    """
-    if not (folder / "Annotations").is_dir():
-        raise DataError(
-            f"{folder} is no VOC folder: it has no Annotations/ (expected: JPEGImages/, "
-            "Annotations/ and ImageSets/Main/<split>.txt)."
-        )
-    if split is None:
-        names = [path.stem for path in annotation_files(folder)]
-        if not names:
-            raise DataError(f"{folder / 'Annotations'} holds no annotation (*.xml).")
-        return names
-    path = split_file(folder, split)
-    if not path.is_file():
-        there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
-        raise DataError(
-            f"{path} is missing: it lists the image names of the split, one a line. "
-            f"Splits that are there: {', '.join(there) or 'none'}. 'voc:{folder}' without a split "
-            "takes every annotation."
-        )
-    names = [image_name(folder, line) for line in _read_lines(path)]
-    if not names:
-        raise DataError(f"{path} is empty: it needs the image names of the split, one a line.")
-    return names
-
-
-def annotation_files(folder: Path) -> list[Path]:
-    """All annotations, sorted, without the hidden ``._*.xml`` that macOS leaves in archives."""
-    paths = (folder / "Annotations").glob("*.xml")
-    return sorted(path for path in paths if not path.name.startswith("."))
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that hold something; Windows editors may begin it with a BOM."""
+def _parse(source: Source, path: str) -> _Annotation | None:
+    """Read an annotation file, ignoring XML namespaces; a finding if it can't be used."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
-    return [line.strip() for line in lines if line.strip()]
+        root = ET.parse(path).getroot()
+    except FileNotFoundError:
+        message = "missing: every listed image needs an annotation, one without <object> if the "
+        source.error("bad file", path, f"{message}image has no objects")
+        return None
+    except (ET.ParseError, ValueError, LookupError) as error:  # the latter two: its encoding
+        line = error.position[0] if isinstance(error, ET.ParseError) else None
+        message = f"broken XML ({error}): correct it or write it again"
+        source.error("bad file", path, message, line=line)
+        return None
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if root.tag != "annotation":
+        message = f"not a VOC annotation: its root is <{root.tag}>, not <annotation>"
+        source.error("bad file", path, message)
+        return None
+    size = _text(root, "size/width"), _text(root, "size/height")
+    return _Annotation(_text(root, "filename"), size, list(map(_object, root.iter("object"))))
 
 
-def _find_repeated(names: Sequence[str]) -> list[str]:
-    return sorted(name for name, count in Counter(names).items() if count > 1)
+def _text(element: ET.Element, tag: str) -> str:
+    return (element.findtext(tag) or "").strip()
 
 
-def image_name(folder: Path, line: str) -> str:
-    """The image of a line; the devkit's lists of one class have a second column of -1, 0 or 1."""
-    # A name may hold blanks and even end in " 1": the annotation that is there decides.
-    if (folder / "Annotations" / f"{line}.xml").is_file():
-        return line
-    return re.sub(r"\s+-?[01]$", "", line)
+def _object(element: ET.Element) -> _Object:
+    box = element.find("bndbox")
+    corners = None if box is None else [box.findtext(corner, "missing") for corner in _CORNERS]
+    return _Object(_text(element, "name"), corners, _text(element, "difficult") or "0")
 
 
-def _read_image(folder: Path, name: str, ids: dict[str, int], problems: Problems) -> dict:
-    path = folder / "Annotations" / f"{name}.xml"
-    root = parse_annotation(path)
-    image = find_image(folder, name, root, path)
-    width, height = image_size(image)
-    check_size(root, path, image, (width, height))
-    annotations = []
-    for number, thing in enumerate(root.iter("object"), 1):
-        where = f"{path}, object {number} ({object_name(thing) or 'no name'})"
+def _read_image(
+    source: Source, folder: Path, name: str, annotation: _Annotation, ids: dict[str, int]
+) -> None:
+    """Add the record of an image, unless there is an error that is not a single object's."""
+    path = _xml(folder, name)
+    # Objects are checked without the image's size if that can't be read.
+    size: tuple[float, float] = (math.inf, math.inf)
+    usable = False
+    try:
+        image = _find_image(folder, name, annotation.filename)
+        size = _image_size(image)
+        usable = True
+    except DataError as error:
+        source.error("bad file", path, str(error))
+    if usable and (problem := _size_problem(annotation.size, image, size)):
+        source.error("bad file", path, problem, item=("size", 0))
+        usable = False
+    objects, indices = [], []
+    for index, thing in enumerate(annotation.objects):
+        label, item = f"object {index + 1} ({thing.name or 'no name'})", ("object", index)
         try:
-            annotations.append(read_object(thing, where, ids, (width, height)))
-        except BadBoxError as error:
-            problems.add(str(error))
-    return {
-        "file_name": str(image),
-        "image_id": name,
-        "height": height,
-        "width": width,
-        "annotations": annotations,
-    }
+            objects.append(_read_object(thing, ids, size))
+        except ObjectError as error:
+            source.error(error.kind, path, f"{label}: {error}", item=item)
+            continue
+        indices.append(index)
+        x, y = objects[-1]["bbox"][:2]
+        if -1 in (x, y):
+            message = f"{label}: xmin {x + 1:g}, ymin {y + 1:g}"
+            source.findings.append(Finding("warning", "box from 0", path, message, item))
+    if usable:
+        record = {"file_name": image, "image_id": name, "height": size[1], "width": size[0]}
+        source.records.append({**record, "annotations": objects})
+        source.origins.append(Origin(path, ("size", 0), "object", indices))
 
 
-def read_object(
-    thing: ET.Element, where: str, ids: dict[str, int], size: tuple[float, float]
-) -> dict:
-    """Read an ``<object>`` as an annotation of a record.
-
-    Args:
-        thing: the element.
-        where: its file and number, for the message.
-        ids: category id of each class name.
-        size: width and height of its image.
+def _read_object(thing: _Object, ids: dict[str, int], size: tuple[float, float]) -> dict:
+    """Return the annotation of an object in an image of ``size`` (width, height).
 
     Raises:
-        BadBoxError: a box that is empty, inverted or outside its image.
-        DataError: an unknown class, or something that is missing or no number.
+        ObjectError: an unknown class, a bad box, or text that is not the number it should be.
     """
-    label = object_name(thing)
-    if label not in ids:
-        raise DataError(
-            f"{where}: unknown class; the classes are {', '.join(ids)}. Correct the name, or add "
-            "it to the folder's classes.txt."
+    if thing.name not in ids:
+        raise ObjectError(
+            "bad object",
+            f"unknown class; the classes are {', '.join(ids)}. Correct the name, or add it to the "
+            "folder's classes.txt.",
         )
-    corners = read_corners(thing, where)
-    # In VOC's convention a box of one pixel has xmin == xmax; after the shift it has width 1.
+    if thing.corners is None:
+        raise ObjectError("bad object", "it has no <bndbox>")
+    corners = []
+    for tag, text in zip(_CORNERS, thing.corners, strict=True):
+        try:
+            corners.append(float(text))
+        except ValueError:
+            raise ObjectError("bad object", f"<{tag}> is {text!r}, not a number") from None
+    # In VOC's convention a box of one pixel has xmin == xmax; after the shift its width is 1.
     box = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
     inverted = corners[2] < corners[0] or corners[3] < corners[1]
     reason = "is inverted (xmax < xmin or ymax < ymin)" if inverted else box_problem(box, *size)
     if reason:
         listed = ", ".join(f"{k} {v:g}" for k, v in zip(_CORNERS, corners, strict=True))
-        raise BadBoxError(f"{where}: box {listed} {reason}")
+        raise ObjectError("bad box", f"box {listed} {reason}")
+    if thing.difficult not in ("0", "1"):
+        raise ObjectError("bad object", f"<difficult> is {thing.difficult!r}; it must be 0 or 1")
     return {
         "bbox": box,
         "bbox_mode": BoxMode.XYXY_ABS,
-        "category_id": ids[label],
+        "category_id": ids[thing.name],
         "iscrowd": 0,
-        "difficult": int(_flag(thing, "difficult", where)),
+        "difficult": int(thing.difficult),
     }
 
 
-def parse_annotation(path: Path) -> ET.Element:
-    """Return the ``<annotation>`` of a file, its tags without namespaces.
-
-    Raises:
-        DataError: the file is missing, broken or of another kind; of broken XML the cause is the
-            ``ParseError``, with its position.
-    """
-    try:
-        root = ET.parse(path).getroot()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} is missing: every listed image needs an annotation, an image without objects "
-            "one without <object>."
-        ) from error
-    except (ET.ParseError, ValueError, LookupError) as error:  # the latter two: its encoding
-        raise DataError(f"{path} is broken XML ({error}): correct it or write it again.") from error
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # some tools write a namespace
-    if root.tag != "annotation":
-        raise DataError(f"{path} is no VOC annotation: it is a <{root.tag}>, not an <annotation>.")
-    return root
-
-
-def object_name(thing: ET.Element) -> str:
-    """Return the class name of an ``<object>``, "" without one."""
-    return (thing.findtext("name") or "").strip()
-
-
-def read_corners(thing: ET.Element, where: str) -> list[float]:
-    """Return xmin, ymin, xmax, ymax of an ``<object>`` as they are written.
-
-    Raises:
-        DataError: no box, or a corner that is no number.
-    """
-    box = thing.find("bndbox")
-    if box is None:
-        raise DataError(f"{where}: it has no <bndbox>.")
-    values = []
-    for corner in _CORNERS:
-        text = box.findtext(corner, "missing")
-        try:
-            values.append(float(text))
-        except ValueError as error:
-            raise DataError(f"{where}: <{corner}> is {text!r}, not a number.") from error
-    return values
-
-
-def _flag(thing: ET.Element, tag: str, where: str) -> bool:
-    text = (thing.findtext(tag) or "0").strip()
-    if text not in ("0", "1"):
-        raise DataError(f"{where}: <{tag}> is {text!r}; it has to be 0 or 1.")
-    return text == "1"
-
-
-def find_image(folder: Path, name: str, root: ET.Element, annotation: Path) -> Path:
-    """Return the image of an annotation: of its name, else of its ``<filename>``.
-
-    Raises:
-        DataError: there is none.
-    """
-    images = folder / "JPEGImages"
-    named = (root.findtext("filename") or "").strip()
+def _find_image(folder: Path, name: str, filename: str) -> str:
+    """Return the image of an annotation: the file of its name, else of its ``<filename>``."""
+    images = os.path.join(folder, "JPEGImages")
     # Tools write a path, sometimes another machine's, into <filename>: its last part is enough.
-    named = re.split(r"[\\/]", named)[-1]
-    candidates = []
-    for suffix in _IMAGE_SUFFIXES:
-        candidates += [images / f"{name}{suffix}", images / f"{name}{suffix.upper()}"]
-    if named:
+    filename = re.split(r"[\\/]", filename)[-1]
+    candidates = [name + end for x in _IMAGE_SUFFIXES for end in (x, x.upper())]
+    if filename:
         # A copied annotation may still name the image that it was copied from, so <filename>
-        # goes before the annotation's own name only where the two agree.
-        place = 0 if Path(named).stem == name else len(candidates)
-        candidates.insert(place, images / named)
+        # comes first only if it agrees with the annotation's own name.
+        candidates.insert(0 if Path(filename).stem == name else len(candidates), filename)
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        path = os.path.join(images, candidate)
+        if os.path.isfile(path):
+            return path
     raise DataError(
-        f"The image of {annotation} is missing: neither {images / name}.jpg (.jpeg, .png, ...) nor "
-        f"its <filename> {named!r} is in {images}."
+        f"the image is missing: neither {images}/{name}.jpg (.jpeg, .png, ...) nor its <filename> "
+        f"{filename!r} is in {images}"
     )
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height as Detectron2 reads the image, which follows the EXIF orientation.
-
-    Raises:
-        DataError: it is no image.
-    """
+def _image_size(path: str) -> tuple[int, int]:
+    """Return width and height as Detectron2 reads the image, turned by its EXIF orientation."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_EXIF_ORIENTATION) in (5, 6, 7, 8)
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise DataError(f"{path} can't be read as an image ({error}): replace it.") from error
+        raise DataError(f"{path} can't be read as an image ({error}): replace it") from error
     return (height, width) if turned else (width, height)
 
 
-def check_size(root: ET.Element, path: Path, image: Path, size: tuple[int, int]) -> None:
-    """Compare the ``<size>`` of an annotation, if it has one, with the image's (width, height).
-
-    Raises:
-        DataError: they differ, or ``<size>`` is no number.
-    """
-    texts = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+def _size_problem(texts: Sequence[str], image: str, size: Sequence[float]) -> str | None:
+    """Compare the ``<size>`` of an annotation, if it has one, with the image's (width, height)."""
     try:
-        stated = tuple(float(text or 0) for text in texts)
-    except ValueError as error:
-        raise DataError(f"{path}: <size> is {texts}, not numbers.") from error
-    if all(stated) and not all(math.isclose(a, b) for a, b in zip(stated, size, strict=True)):
-        raise DataError(
-            f"{path}: <size> says {stated[0]:g}x{stated[1]:g}, but {image} has {size[0]}x{size[1]} "
-            "pixels, so the boxes may be of another scale. Write the annotation again, or delete "
-            "its <size> if the boxes are right."
-        )
+        stated = [float(text or 0) for text in texts]
+    except ValueError:
+        return f"<size> is {list(texts)}, not numbers"
+    if not all(stated) or all(math.isclose(a, b) for a, b in zip(stated, size, strict=True)):
+        return None
+    return (
+        f"<size> says {stated[0]:g}x{stated[1]:g}, but {image} has {size[0]}x{size[1]} pixels, so "
+        "the boxes may be of another scale. Write the annotation again, or delete its <size> if "
+        "the boxes are right."
+    )

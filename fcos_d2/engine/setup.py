@@ -60,26 +60,26 @@ def prepare_datasets(cfg: CfgNode, eval_only: bool = False) -> list[str]:
         ValueError: no data set, one that can't be used (:class:`fcos_d2.data.DataError`), data
             sets of different classes, or MODEL.FCOS.NUM_CLASSES is neither -1 nor their number.
     """
-    names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    names = list(dict.fromkeys((*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)))
     needed = "DATASETS.TEST" if eval_only else "DATASETS.TRAIN"
     if not (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN):
         raise ValueError(f"{needed} is empty: name a source of images.")
     classes = shared_class_names(names, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
     set_num_classes(cfg, names[0], classes)
-    for name in names:
-        logger.info("%s: %d images", name, len(load_records(name)))
     return classes
 
 
 def shared_class_names(names: Sequence[str], *, skip_bad_boxes: bool = False) -> list[str]:
-    """Register data sources and return their class names, which must be the same.
+    """Register and read data sources, and return their class names, which must be the same.
 
     Raises:
         ValueError: a source that can't be used (:class:`fcos_d2.data.DataError`), or one with other
             classes than the first.
     """
     for name in names:
-        register_source(name, skip_bad_boxes=skip_bad_boxes)
+        register_source(name)
+        records = load_records(name, skip_bad_boxes=skip_bad_boxes)
+        logger.info("%s: %d images", name, len(records))
     first = class_names(names[0])
     for name in names[1:]:
         if class_names(name) != first:

@@ -206,7 +206,7 @@ class Trainer(DefaultTrainer):
     def build_test_loader(cls, cfg, dataset_name: str):
         """Build the loader of one of DATASETS.TEST, one image a batch."""
         return build_detection_test_loader(
-            load_records(dataset_name),
+            load_records(dataset_name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES),
             mapper=DetectionDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
@@ -221,7 +221,7 @@ class Trainer(DefaultTrainer):
             "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", dataset_slug(dataset_name)),
             "json_file": MetadataCatalog.get(dataset_name).get("json_file"),
         }
-        records = load_records(dataset_name)
+        records = load_records(dataset_name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             return ProposalEvaluator(dataset_name, records, **options)
         return DetectionEvaluator(dataset_name, records, class_names(dataset_name), **options)

@@ -9,15 +9,14 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES, load_voc_instances
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import BoxMode
 
-from fcos_d2.data.checks import DataError
-from fcos_d2.data.voc import find_class_names, read_voc
+from fcos_d2.data import DataError, load_records, register_source
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "voc2007" / "VOC2007"
-CLASSES = ["car", "traffic light"]
 
 
 def read(voc, split=None, **options):
-    return read_voc(voc.path, split, CLASSES, **options)
+    (voc.path / "classes.txt").write_text("car\ntraffic light\n")
+    return load_records(voc.source(split), **options)
 
 
 def read_one(voc, **options):
@@ -31,6 +30,10 @@ def assert_fails(voc, *parts, split=None):
         read(voc, split)
     for part in parts:
         assert str(part) in str(caught.value)
+
+
+def names_of(voc):
+    return register_source(voc.source()).thing_classes
 
 
 def test_record_by_hand(voc):
@@ -51,7 +54,7 @@ def test_record_by_hand(voc):
     )
     record = read_one(voc)
     assert (record["image_id"], record["width"], record["height"]) == ("a", 60, 40)
-    assert record["file_name"] == str(voc.path / "JPEGImages" / "a.jpg")
+    assert record["file_name"] == str(voc.image("a"))
     common = {"bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
     assert record["annotations"] == [
         {"bbox": [10, 5, 30, 20], "category_id": 0, "difficult": 0, **common},
@@ -80,7 +83,7 @@ def test_image_without_objects(voc):
     assert read_one(voc)["annotations"] == []
 
 
-def test_namespace_is_passed_over(voc):
+def test_namespace_is_ignored(voc):
     voc.add("a", [("car", "1 1 9 9")], head='<annotation xmlns="http://example.org/voc">')
     assert len(read_one(voc)["annotations"]) == 1
 
@@ -96,7 +99,7 @@ def test_split_lists_the_images_in_its_order(voc):
     assert [record["image_id"] for record in read(voc)] == ["a", "b", "c"]
 
 
-def test_second_column_of_a_split_is_passed_over(voc):
+def test_second_column_of_a_split_is_ignored(voc):
     """The devkit's lists of one class: "000012 -1", "000017  1"."""
     for name in ("a", "b", "c"):
         voc.add(name)
@@ -123,7 +126,7 @@ def test_missing_split_says_which_are_there(voc):
     voc.add("a")
     voc.add_split("val", "a\n")
     voc.add_split("car_val", "a 1\n")
-    assert_fails(voc, "train.txt is missing", "Splits that are there: val.", split="train")
+    assert_fails(voc, "train.txt is missing", "Available splits: val.", split="train")
 
 
 def test_empty_split(voc):
@@ -135,12 +138,12 @@ def test_split_that_repeats_an_image(voc):
     voc.add("a")
     voc.add("b")
     path = voc.add_split("train", "a\nb\na\n")
-    assert_fails(voc, f"{path} lists a more than once", split="train")
+    assert_fails(voc, f"{path}:3: lists a again, after line 1", split="train")
 
 
 def test_no_voc_folder(voc, tmp_path):
-    with pytest.raises(DataError, match="no VOC folder: it has no Annotations/"):
-        read_voc(tmp_path, None, CLASSES)
+    with pytest.raises(DataError, match="not a VOC folder: it has no Annotations/"):
+        load_records(f"voc:{tmp_path}")
     assert_fails(voc, voc.path / "Annotations", "holds no annotation")
 
 
@@ -177,13 +180,13 @@ def test_stale_filename_does_not_name_the_image(voc):
 
 def test_missing_image(voc):
     voc.add_xml("a", filename="c.png")
-    assert_fails(voc, voc.xml("a"), "missing", voc.path / "JPEGImages" / "a.jpg", "'c.png'")
+    assert_fails(voc, voc.xml("a"), "missing", voc.image("a"), "'c.png'")
 
 
 def test_broken_image(voc):
     voc.add("a", size=None)
-    (voc.path / "JPEGImages" / "a.jpg").write_bytes(b"<html>not found</html>")
-    assert_fails(voc, voc.path / "JPEGImages" / "a.jpg", "can't be read as an image")
+    (voc.image("a")).write_bytes(b"<html>not found</html>")
+    assert_fails(voc, voc.image("a"), "can't be read as an image")
 
 
 @pytest.mark.parametrize("size", [None, (0, 0), ("", "")])
@@ -196,7 +199,7 @@ def test_missing_size_is_taken_from_the_image(voc, size):
 @pytest.mark.parametrize("size", [(60, 41), (30, 20), (40, 60), ("nan", 40)])
 def test_size_that_contradicts_the_image(voc, size):
     voc.add("a", size=size)
-    assert_fails(voc, voc.xml("a"), voc.path / "JPEGImages" / "a.jpg", "has 60x40", "delete")
+    assert_fails(voc, voc.xml("a"), voc.image("a"), "has 60x40", "delete")
 
 
 def test_size_that_is_no_number(voc):
@@ -218,7 +221,7 @@ def test_size_follows_the_rotation_that_detectron2_applies(voc, orientation):
 def test_missing_xml(voc):
     voc.add_image("a.jpg")
     voc.add_split("train", "a\n")
-    assert_fails(voc, voc.xml("a"), "is missing", split="train")
+    assert_fails(voc, voc.xml("a"), "missing: every listed image", split="train")
 
 
 @pytest.mark.parametrize(
@@ -240,17 +243,17 @@ def test_broken_xml(voc, content):
 def test_another_xml(voc):
     voc.add("a")
     voc.xml("a").write_text("<annotations><image/></annotations>")
-    assert_fails(voc, voc.xml("a"), "it is a <annotations>")
+    assert_fails(voc, voc.xml("a"), "its root is <annotations>")
 
 
 def test_unknown_class(voc):
     voc.add("a", [("car", "1 1 9 9"), ("cat", "1 1 9 9")])
-    assert_fails(voc, f"{voc.xml('a')}, object 2 (cat)", "car, traffic light", "classes.txt")
+    assert_fails(voc, f"{voc.xml('a')}: object 2 (cat)", "car, traffic light", "classes.txt")
 
 
 def test_object_without_name(voc):
     voc.add("a", [("", "1 1 9 9")])
-    assert_fails(voc, f"{voc.xml('a')}, object 1 (no name)")
+    assert_fails(voc, f"{voc.xml('a')}: object 1 (no name)")
 
 
 @pytest.mark.parametrize(
@@ -263,19 +266,19 @@ def test_object_without_name(voc):
 )
 def test_coordinates_that_are_no_numbers(voc, corners, said):
     voc.add("a", [("car", "1 1 9 9"), ("car", corners)])
-    assert_fails(voc, f"{voc.xml('a')}, object 2 (car)", said, "not a number")
+    assert_fails(voc, f"{voc.xml('a')}: object 2 (car)", said, "not a number")
 
 
 def test_object_without_box(voc):
     voc.add("a", [("car", "1 1 9 9")])
     text = voc.xml("a").read_text()
     voc.xml("a").write_text(re.sub("<bndbox>.*</bndbox>", "", text))
-    assert_fails(voc, f"{voc.xml('a')}, object 1 (car)", "no <bndbox>")
+    assert_fails(voc, f"{voc.xml('a')}: object 1 (car)", "no <bndbox>")
 
 
 def test_difficult_that_is_neither_0_nor_1(voc):
     voc.add("a", [("car", "1 1 9 9", "yes")])
-    assert_fails(voc, f"{voc.xml('a')}, object 1 (car)", "<difficult> is 'yes'")
+    assert_fails(voc, f"{voc.xml('a')}: object 1 (car)", "<difficult> is 'yes'")
 
 
 BAD_BOXES = {
@@ -294,21 +297,21 @@ BAD_BOXES = {
 def test_bad_box(voc, corners):
     voc.add("a", [("car", "1 1 9 9"), ("car", corners)])
     shown = "xmin {}, ymin {}, xmax {}, ymax {}".format(*corners.split())
-    assert_fails(voc, f"{voc.xml('a')}, object 2 (car): box {shown} {BAD_BOXES[corners]}")
+    assert_fails(voc, f"{voc.xml('a')}: object 2 (car): box {shown} {BAD_BOXES[corners]}")
 
 
 def test_bad_boxes_of_all_images_are_reported_together(voc):
     for name in ("a", "b"):
         voc.add(name, [("car", "30 1 2 9")])
-    assert_fails(voc, "2 bad box(es)", voc.xml("a"), voc.xml("b"), "DATASETS.SKIP_BAD_BOXES")
+    assert_fails(voc, "2 errors in", voc.xml("a"), voc.xml("b"), "DATASETS.SKIP_BAD_BOXES")
 
 
-def test_bad_boxes_can_be_left_out(voc, caplog):
+def test_bad_boxes_can_be_skipped(voc, caplog):
     voc.add("a", [("car", corners) for corners in ["1 1 9 9", *BAD_BOXES]])
     with caplog.at_level(logging.WARNING):
         record = read_one(voc, skip_bad_boxes=True)
     assert [x["bbox"] for x in record["annotations"]] == [[0, 0, 9, 9]]
-    assert f"left out {len(BAD_BOXES)} bad box(es)" in caplog.text
+    assert f"skipped {len(BAD_BOXES)} bad box(es)" in caplog.text
 
 
 # Class names
@@ -317,7 +320,7 @@ def test_bad_boxes_can_be_left_out(voc, caplog):
 def test_names_from_classes_txt(voc):
     (voc.path / "classes.txt").write_bytes(b"\xef\xbb\xbftraffic light\r\n\r\n car \r\n")
     voc.add("a", [("dog", "1 1 9 9")])
-    assert find_class_names(voc.path) == ["traffic light", "car"]
+    assert names_of(voc) == ["traffic light", "car"]
 
 
 @pytest.mark.parametrize(
@@ -325,13 +328,14 @@ def test_names_from_classes_txt(voc):
     [
         (b"\n", "names no class"),
         (b"b\na\nb\na\n", "repeats a, b"),
-        ("Stra\xdfe".encode("latin-1"), "no UTF-8"),
+        ("Stra\xdfe".encode("latin-1"), "not UTF-8"),
     ],
 )
 def test_unusable_classes_txt(voc, content, said):
+    voc.add("a")
     (voc.path / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=said) as caught:
-        find_class_names(voc.path)
+        names_of(voc)
     assert str(voc.path / "classes.txt") in str(caught.value)
 
 
@@ -340,8 +344,8 @@ def test_all_names_that_are_found_sorted(voc):
     voc.add("b", [("bus", "1 1 9 9"), (" car ", "1 1 9 9")])
     (voc.path / "Annotations" / "._b.xml").write_bytes(b"\0\5\x16\7")  # a hidden file of macOS
     voc.add_split("train", "a\n")
-    assert find_class_names(voc.path) == ["bus", "car", "traffic light"]
-    assert len(read_voc(voc.path, None, find_class_names(voc.path))) == 2
+    assert names_of(voc) == ["bus", "car", "traffic light"]
+    assert len(load_records(voc.source())) == 2
 
 
 @pytest.mark.parametrize(
@@ -357,21 +361,23 @@ def test_all_names_that_are_found_sorted(voc):
 def test_vocs_names_in_a_folder_of_vocs_name(make_voc, folder, label, expected):
     voc = make_voc(folder)
     voc.add("a", [("car", "1 1 9 9"), (label, "1 1 9 9")])
-    assert find_class_names(voc.path) == expected
+    assert names_of(voc) == expected
 
 
 def test_no_names_at_all(voc):
     voc.add("a")
     with pytest.raises(DataError, match="names no class"):
-        find_class_names(voc.path)
+        names_of(voc)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/voc2007")
 def test_equals_detectron2_on_real_data():
     """Everything but ``difficult`` and the size, which Detectron2 cuts to an int of <size>."""
-    names = find_class_names(REAL)
+    names = register_source(f"voc:{REAL}:val").thing_classes
     assert names == list(CLASS_NAMES)
-    ours, theirs = read_voc(REAL, "val", names), load_voc_instances(str(REAL), "val", names)
+    ours = load_records(f"voc:{REAL}:val")
+    theirs = load_voc_instances(str(REAL), "val", names)
     assert len(ours) == len(theirs) > 2000
     for a, b in zip(ours, theirs, strict=True):
         assert {k: a[k] for k in b if k != "annotations"} == {

@@ -7,8 +7,9 @@ import torch
 from detectron2.modeling import build_model
 
 from fcos_d2.checkpoint import FCOSCheckpointer
-from fcos_d2.data import DataError
+from fcos_d2.data import DataError, load_records
 from fcos_d2.engine import load_cfg, setup
+from fcos_d2.visualization.report import write_report
 
 
 def test_classes_come_from_the_data(make_args):
@@ -55,9 +56,20 @@ def test_evaluation_does_not_need_the_training_data(make_args):
 
 def test_bad_data_is_found_before_the_output_folder_is_touched(make_args, voc_folder, tmp_path):
     (voc_folder / "JPEGImages" / "002.jpg").unlink()
-    with pytest.raises(DataError, match="002.xml is missing"):
+    with pytest.raises(DataError, match="(?s)002.xml: the image is missing"):
         setup(make_args())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_does_not_change_what_training_accepts(make_args, voc_folder):
+    """The report is drawn from the data as the run skipped it; the next run refuses it."""
+    path = voc_folder / "Annotations" / "002.xml"
+    path.write_text(path.read_text().replace("<xmin>", "<xmin>9"))
+    cfg = setup(make_args("DATASETS.SKIP_BAD_BOXES", "True"))
+    assert write_report(cfg.OUTPUT_DIR)
+    assert len(load_records(cfg.DATASETS.TRAIN[0], skip_bad_boxes=True)) == 6
+    with pytest.raises(DataError, match=r"002.xml: object 1 \(ball\): box .* is inverted"):
+        setup(make_args(output="second"))
 
 
 def test_unknown_key(make_args):
@@ -78,7 +90,7 @@ def test_what_was_said_early_is_in_the_log_too(make_args, tmp_path):
         setup(make_args(output=name))
         text = (tmp_path / name / "log.txt").read_text()
         assert text.count("learning rate 0.01, ") == 1
-        assert text.count("6 images") == 2  # the training and the test set
+        assert text.count("6 images") == 1  # the training set is the test set
 
 
 @pytest.fixture

@@ -10,19 +10,17 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_dataset.py"
 
 
-def write_voc(folder, objects, name="a", color="gray", size=(160, 120)):
-    """A VOC folder of one image; each object is (class, "xmin ymin xmax ymax")."""
-    for part in ("JPEGImages", "Annotations"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, color).save(folder / "JPEGImages" / f"{name}.jpg")
-    lines = [f"<annotation><filename>{name}.jpg</filename>"]
-    for label, corners in objects:
-        tags = zip(("xmin", "ymin", "xmax", "ymax"), corners.split(), strict=True)
-        box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
-        lines.append(f"<object><name>{label}</name><bndbox>{box}</bndbox></object>")
-    text = "\n".join([*lines, "</annotation>"])
-    (folder / "Annotations" / f"{name}.xml").write_text(text)
-    return f"voc:{folder}"
+@pytest.fixture
+def add(make_voc):
+    """Add an image of 160x120 to a new folder or to one made before; returns the source."""
+    folders = {}
+
+    def add(folder, objects, name="a", color="gray"):
+        voc = folders[folder] if folder in folders else folders.setdefault(folder, make_voc(folder))
+        voc.add(name, objects, color, image_size=(160, 120))
+        return voc.source()
+
+    return add
 
 
 @pytest.fixture
@@ -37,10 +35,10 @@ def main(monkeypatch):
 SHAPES = ("--config-file", str(ROOT / "configs" / "FCOS_Shapes.yaml"))
 
 
-def test_clean_data(main, tmp_path, capsys):
+def test_clean_data(main, add, capsys):
     """The box of 80x60 is found at 160 (the recipe's) as it is: 4 or more locations of P3."""
-    train = write_voc(tmp_path / "train", [("car", "41 31 120 90")])
-    val = write_voc(tmp_path / "val", [("car", "41 31 120 90")], color="red")
+    train = add("train", [("car", "41 31 120 90")])
+    val = add("val", [("car", "41 31 120 90")], color="red")
     assert main([train, val, *SHAPES]) == 0
     text = capsys.readouterr().out
     assert f"{train}: 1 images, 1 objects" in text and f"{val}: 1 images, 1 objects" in text
@@ -48,29 +46,29 @@ def test_clean_data(main, tmp_path, capsys):
     assert text.endswith("0 errors, 0 warnings\n")
 
 
-def test_warnings_leave_the_status_0_and_errors_do_not(main, tmp_path, capsys):
-    train = write_voc(tmp_path / "train", [("car", "41 31 120 90"), ("car", "3 3 6 6")])
-    val = write_voc(tmp_path / "val", [("car", "41 31 120 90")])
+def test_warnings_leave_the_status_0_and_errors_do_not(main, add, tmp_path, capsys):
+    train = add("train", [("car", "41 31 120 90"), ("car", "3 3 6 6")])
+    val = add("val", [("car", "41 31 120 90")])
     assert main([train, val, *SHAPES]) == 0
     text = capsys.readouterr().out
     # The picture is in both; 4x4 at 160/120 is 5.3x5.3, around (5.3, 5.3): P3 has (4, 4).
     assert "warning: same picture in two sources (1)" in text
     assert "warning: below the finest stride (1)" in text and text.endswith("2 warnings\n")
     assert "5.3x5.3 px in the network's input, 1 locations, stride 8" in text
-    write_voc(tmp_path / "train", [("car", "50 31 40 90")])
+    add("train", [("car", "50 31 40 90")])
     assert main([train, *SHAPES]) == 1
     text = capsys.readouterr().out
     assert (
-        "error: bad box (1)" in text and f"{tmp_path}/train/Annotations/a.xml:2: object 1" in text
+        "error: bad box (1)" in text and f"{tmp_path}/train/Annotations/a.xml:4: object 1" in text
     )
     assert main([train, *SHAPES, "DATASETS.SKIP_BAD_BOXES", "True"]) == 1  # no object is left
     assert "warning: bad box (1)" in capsys.readouterr().out
 
 
-def test_json_overlays_and_sources_of_the_recipe(main, tmp_path, capsys):
+def test_json_overlays_and_sources_of_the_recipe(main, add, tmp_path, capsys):
     """4x3 at 17..20, 9..11 has its centre at (18, 9.5) and is smaller than the grid: none."""
-    train = write_voc(tmp_path / "train", [("car", "41 31 120 90"), ("dog", "17 9 20 11")])
-    write_voc(tmp_path / "train", [("car", "1 1 60 60")], name="b", color="red")
+    train = add("train", [("car", "41 31 120 90"), ("dog", "17 9 20 11")])
+    add("train", [("car", "1 1 60 60")], name="b", color="red")
     options = [*SHAPES, "--json", tmp_path / "out.json", "--overlays", tmp_path / "pictures"]
     options += ["--min-size", "120", "DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", "()"]
     assert main([*map(str, options)]) == 0
@@ -80,7 +78,7 @@ def test_json_overlays_and_sources_of_the_recipe(main, tmp_path, capsys):
     kinds = [x["kind"] for x in content["findings"]]
     assert kinds == ["no training location", "coverage", "coverage"]
     assert content["findings"][0]["file"] == str(tmp_path / "train" / "Annotations" / "a.xml")
-    assert content["findings"][0]["line"] == 3
+    assert content["findings"][0]["line"] == 6
     assert set(content["advice"]) == set(kinds)
     source = content["sources"][train]
     assert source["images"] == 2 and source["class_names"] == ["car", "dog"]
@@ -96,8 +94,8 @@ def test_json_overlays_and_sources_of_the_recipe(main, tmp_path, capsys):
     assert Image.open(pictures[0]).size[0] == 640
 
 
-def test_classes_that_do_not_suit_the_recipe(main, tmp_path, capsys):
-    train = write_voc(tmp_path / "train", [("car", "41 31 120 90")])
+def test_classes_that_do_not_suit_the_recipe(main, add, capsys):
+    train = add("train", [("car", "41 31 120 90")])
     assert main([train, *SHAPES, "MODEL.FCOS.NUM_CLASSES", "7"]) == 1
     assert "MODEL.FCOS.NUM_CLASSES is 7, but" in capsys.readouterr().out
     assert main([train, *SHAPES, "INPUT.DIFFICULT", "skip"]) == 1

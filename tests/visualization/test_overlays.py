@@ -1,6 +1,5 @@
 """Pictures of the assignment: what is where, in which colour."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -106,25 +105,17 @@ def test_missing_image(record, cfg):
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(make_coco, tmp_path):
     """COCO data of three images of 80x60; of one the file says 85x60, another is broken."""
-    (tmp_path / "images").mkdir()
-    for name in ("wrong size", "good", "broken"):
-        Image.new("RGB", (80, 60), "gray").save(tmp_path / "images" / f"{name}.png")
+    images = [
+        {"id": i, "file_name": f"{name}.png", "width": 80, "height": 60}
+        for i, name in enumerate(("wrong size", "broken", "good"))
+    ]
+    box = {"category_id": 3, "bbox": [10, 10, 40, 30], "iscrowd": 0}
+    name = make_coco(images, [{"id": i, "image_id": i, **box} for i in range(3)])
+    Image.new("RGB", (85, 60)).save(tmp_path / "images" / "wrong size.png")
     (tmp_path / "images" / "broken.png").write_bytes(b"no image")
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{name}.png", "width": width, "height": 60}
-            for i, (name, width) in enumerate([("wrong size", 85), ("broken", 80), ("good", 80)])
-        ],
-        "annotations": [
-            {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 40, 30], "iscrowd": 0}
-            for i in range(3)
-        ],
-        "categories": [{"id": 1, "name": "car"}],
-    }
-    (tmp_path / "data.json").write_text(json.dumps(content))
-    return f"coco:{tmp_path / 'data.json'}:{tmp_path / 'images'}"
+    return name
 
 
 def test_images_that_cannot_be_drawn_are_skipped(source, tmp_path, caplog):

@@ -9,6 +9,8 @@ from tabulate import tabulate
 
 from ...config import check_training, set_num_classes
 from ..dataset_mapper import DetectionDatasetMapper
+from ..findings import Finding, Source, apply_policy
+from ..sources import read_source
 from .assignment import Assignment, assignment_table, role_in_training, summarize_assignment
 from .checks import (
     check_boxes,
@@ -18,8 +20,9 @@ from .checks import (
     count_objects,
     describe_sizes,
 )
-from .findings import ADVICE, Finding, Note, Place, format_findings, locate
-from .reading import Source, read_source
+from .listing import ADVICE, format_findings, locate
+
+_FIELDS = ("severity", "file", "line", "message", "kind")  # of a finding in the json file
 
 
 class DatasetReport(NamedTuple):
@@ -44,59 +47,56 @@ class DatasetReport(NamedTuple):
 def inspect_datasets(
     cfg: CfgNode, train: Sequence[str], test: Sequence[str], *, min_size: int | None = None
 ) -> DatasetReport:
-    """Check the sources of a run as training does, but to their end, and match their objects.
-
-    Every image is decoded.
+    """Read the sources of a run as training does, decode every image, and match the objects.
 
     Args:
-        cfg: the recipe; its DATASETS.TRAIN and TEST are not looked at.
-        train: names of the sources to train on.
-        test: names of the sources to test on.
+        cfg: the recipe; its DATASETS.TRAIN and TEST are not used.
+        train: names of the training sources.
+        test: names of the test sources.
         min_size: shorter edge of the images in the network, for the matching; None takes the
             middle of INPUT.MIN_SIZE_TRAIN.
     """
-    names = list(dict.fromkeys((*train, *test)))
-    sources = {name: read_source(name, cfg.DATASETS.SKIP_BAD_BOXES) for name in names}
-    notes = [note for source in sources.values() for note in source.notes]
+    sources = {name: read_source(name) for name in dict.fromkeys((*train, *test))}
+    trained, tested = ([sources[name] for name in names] for names in (train, test))
+    findings = []
     for source in sources.values():
-        notes += check_boxes(source)
-    notes += check_images(list(sources.values()), cfg.INPUT.FORMAT)
-    notes += check_classes(
-        [sources[name] for name in train],
-        [sources[name] for name in test],
-        lambda annotation: role_in_training(annotation, cfg) == "train",
+        findings += apply_policy(source.findings, cfg.DATASETS.SKIP_BAD_BOXES)
+    for source in sources.values():
+        findings += check_boxes(source)
+    findings += check_images(list(sources.values()), cfg.INPUT.FORMAT)
+    findings += check_classes(
+        trained, tested, lambda annotation: role_in_training(annotation, cfg) == "train"
     )
-    notes += _check_config(cfg, [sources[name] for name in train])
+    findings += _check_config(cfg, trained)
     assignments = {}
-    for source in [sources[name] for name in train]:
+    for source in trained:
         try:
-            assignments[source.name] = assignment_table(source.records, cfg, min_size=min_size)
+            assignment = assignment_table(source.records, cfg, min_size=min_size)
         except ValueError as error:  # levels that don't fit together
-            notes.append(Note("error", Place("the recipe"), str(error), "config"))
+            findings.append(_config_error(error))
             break
-        notes += _check_assignment(source, assignments[source.name])
-    return DatasetReport(list(sources.values()), locate(notes), assignments)
+        assignments[source.name] = assignment
+        summary = summarize_assignment(assignment, source.class_names)
+        findings += check_coverage(source, assignment, summary)
+    return DatasetReport(list(sources.values()), locate(findings), assignments)
 
 
-def _check_config(cfg: CfgNode, train: Sequence[Source]) -> list[Note]:
+def _check_config(cfg: CfgNode, train: Sequence[Source]) -> list[Finding]:
     """Compare the recipe with the classes, as training does."""
-    notes = []
     cfg = cfg.clone()
     cfg.defrost()
     try:
-        for source in train[:1]:
-            if source.class_names:
-                set_num_classes(cfg, source.name, source.class_names)
+        if train and train[0].class_names:
+            set_num_classes(cfg, train[0].name, train[0].class_names)
         check_training(cfg)
         DetectionDatasetMapper(cfg)
     except ValueError as error:
-        notes.append(Note("error", Place("the recipe"), str(error), "config"))
-    return notes
+        return [_config_error(error)]
+    return []
 
 
-def _check_assignment(source: Source, assignment: Assignment) -> list[Note]:
-    summary = summarize_assignment(assignment, source.class_names)
-    return check_coverage(source, assignment.objects, assignment.levels, summary)
+def _config_error(error: ValueError) -> Finding:
+    return Finding("error", "config", "the recipe", str(error))
 
 
 def format_report(report: DatasetReport, limit: int | None = 10) -> str:
@@ -172,7 +172,7 @@ def report_content(report: DatasetReport) -> dict:
     kinds = {finding.kind for finding in report.findings}
     return {
         "sources": sources,
-        "findings": [finding._asdict() for finding in report.findings],
+        "findings": [{key: getattr(x, key) for key in _FIELDS} for x in report.findings],
         "advice": {kind: ADVICE[kind] for kind in ADVICE if kind in kinds and ADVICE[kind]},
         "errors": report.num_errors,
         "warnings": len(report.findings) - report.num_errors,

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ...checkpoint import read_checkpoint
 from ...config import add_fcos_config, update_names
-from ...data import class_names, load_records, register_source
+from ...data import class_names, load_records
 from ...evaluation.records import check_predictions
 from ...evaluation.results import RESULTS_FILE, TABLES_FILE, read_json, read_results
 from ...files import dataset_slug
@@ -121,8 +121,7 @@ def load_source(names: Sequence[str]) -> tuple[str, list[dict], list[str]]:
     problems = []
     for name in names:
         try:
-            register_source(name, skip_bad_boxes=True)
-            return name, load_records(name), class_names(name)
+            return name, load_records(name, skip_bad_boxes=True), class_names(name)
         except (OSError, ValueError, KeyError) as error:
             problems.append(f"{name}: {error}")
     raise ValueError("No data set is at hand. " + " ".join(problems))
@@ -293,8 +292,7 @@ def _proposal_recall(history: list[dict], prefix: str) -> dict[str, float]:
 
 def _read_records(name: str, names: list[str], problems: dict[str, str]) -> list[dict] | None:
     try:
-        register_source(name, skip_bad_boxes=True)  # a report is no place to refuse a box
-        records = load_records(name)
+        records = load_records(name, skip_bad_boxes=True)  # a report does not refuse a box
     except (OSError, ValueError, KeyError) as error:
         problems["records"] = f"The images of {name} are not at hand: {error}"
         return None

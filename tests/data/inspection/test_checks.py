@@ -1,6 +1,5 @@
-"""The checks that go through to the end: each kind of finding, its file and its line."""
+"""Findings of readers and checks: each kind, its file and its line."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -11,21 +10,18 @@ from detectron2.data.datasets.pascal_voc import register_pascal_voc
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from fcos_d2.data import DataError, load_records, register_source
-from fcos_d2.data.inspection import (
-    ADVICE,
-    Finding,
+from fcos_d2.data import DataError, Finding, load_records
+from fcos_d2.data.inspection.assignment import Assignment
+from fcos_d2.data.inspection.checks import (
     check_boxes,
     check_classes,
     check_coverage,
     check_images,
     count_objects,
     describe_sizes,
-    format_findings,
-    locate,
-    read_source,
 )
-from fcos_d2.data.inspection.findings import json_lines
+from fcos_d2.data.inspection.listing import ADVICE, format_findings, json_lines, locate
+from fcos_d2.data.sources import read_source
 
 BOX = [10, 5, 20, 15]  # x, y, width, height
 IMAGE = {"id": 7, "file_name": "a.jpg", "width": 60, "height": 40}
@@ -36,11 +32,11 @@ def annotation(**changes):
 
 
 def source_of(voc, split=None):
-    return read_source(f"voc:{voc.path}" + (f":{split}" if split else ""))
+    return read_source(voc.source(split))
 
 
-def findings_of(name, **options):
-    return locate(read_source(name, **options).notes)
+def findings_of(name):
+    return locate(read_source(name).findings)
 
 
 def line_of(path, text, number=1):
@@ -49,22 +45,10 @@ def line_of(path, text, number=1):
     return lines[number - 1]
 
 
-def without_places(records):
-    return [
-        {
-            **{k: v for k, v in record.items() if k not in ("place", "annotations")},
-            "annotations": [
-                {k: v for k, v in x.items() if k != "place"} for x in record["annotations"]
-            ],
-        }
-        for record in records
-    ]
-
-
 def everything(*sources):
-    notes = [note for source in sources for note in (*source.notes, *check_boxes(source))]
-    notes += check_images(sources) + check_classes(sources[:1], sources[1:], is_trained)
-    return locate(notes)
+    findings = [x for source in sources for x in (*source.findings, *check_boxes(source))]
+    findings += check_images(sources) + check_classes(sources[:1], sources[1:], is_trained)
+    return locate(findings)
 
 
 def is_trained(annotation):
@@ -82,12 +66,10 @@ def one(findings, kind):
 
 def test_clean_voc_folder(voc):
     voc.add("a", [("car", "11 6 30 20", 1), ("bus", "1 1 60 40"), ("car", "5 5 9 9")])
-    voc.add("b", [("car", "3 3 9 9")])
-    Image.new("RGB", (60, 40), "red").save(voc.path / "JPEGImages" / "b.jpg")
+    voc.add("b", [("car", "3 3 9 9")], color="red")
     voc.add_split("train", "a\nb\n")
     source = source_of(voc, "train")
-    register_source(source.name)
-    assert without_places(source.records) == load_records(source.name)
+    assert source.records == load_records(source.name)
     assert source.class_names == ["bus", "car"]
     assert everything(source) == []
 
@@ -107,51 +89,54 @@ def broken_voc(voc):
 
 
 def test_all_problems_of_a_folder_with_their_lines(broken_voc):
-    """Training stops at the first; here are all of them."""
-    voc, name = broken_voc, f"voc:{broken_voc.path}:train"
-    register_source(name)
-    with pytest.raises(DataError):
-        load_records(name)
-    findings = findings_of(name)
+    voc = broken_voc
+    findings = findings_of(voc.source("train"))
     assert {x.severity for x in findings} == {"error"}
     a, b, c = voc.xml("a"), voc.xml("b"), voc.xml("c")
     split = voc.path / "ImageSets" / "Main" / "train.txt"
     expected = [
         (split, 5, "listed twice", "lists a again, after line 1"),
+        (voc.xml("d"), 3, "bad file", "broken XML"),
+        (voc.xml("e"), None, "bad file", "missing: every listed image needs an annotation"),
         (a, line_of(a, "<object>", 2), "bad object", "object 2 (cat): unknown class"),
         (a, line_of(a, "<object>", 3), "bad box", "is inverted"),
         (a, line_of(a, "<object>", 4), "bad object", "<ymin> is 'two', not a number"),
         (a, line_of(a, "<object>", 5), "bad box", "lies wholly outside the image of 60x40"),
         (a, line_of(a, "<object>", 6), "bad object", "<difficult> is 'maybe'"),
         (b, line_of(b, "<size>"), "bad file", "says 30x20"),
-        (c, None, "bad file", "The image of c.xml is missing"),
+        (c, None, "bad file", "the image is missing"),
         (c, line_of(c, "<object>"), "bad box", "not finite"),
-        (voc.xml("d"), 3, "bad file", "d.xml is broken XML"),
-        (voc.xml("e"), None, "bad file", "e.xml is missing"),
     ]
     for finding, (file, line, kind, said) in zip(findings, expected, strict=True):
         assert (finding.file, finding.line, finding.kind) == (str(file), line, kind)
         assert said in finding.message
-    assert str(voc.path) not in findings[9].message  # the file is named once
+        assert str(finding).count(str(file)) == 1
+
+
+def test_training_stops_at_the_same_errors(broken_voc):
+    name = broken_voc.source("train")
+    with pytest.raises(DataError) as caught:
+        load_records(name)
+    errors = read_source(name).findings
+    assert str(caught.value) == str(DataError.of(name, errors))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{len(errors)} errors in {name}:"
+    assert lines[1:11] == [f"  {x}" for x in errors[:10]]
+    assert lines[11] == "  ... and 1 more: tools/check_dataset.py"
+    assert "DATASETS.SKIP_BAD_BOXES True" in lines[12] and len(lines) == 13
 
 
 def test_broken_xml_outside_the_split_is_found_once(voc):
-    """Training reads all annotations for the class names."""
+    """All annotations are read for the class names."""
     voc.add("a", [("car", "1 1 9 9")])
     voc.add("b")
     voc.xml("b").write_text("<annotation>")
     voc.add_split("train", "a\n")
     for split in ("train", None):
-        (finding,) = locate(source_of(voc, split).notes)
+        (finding,) = findings_of(voc.source(split))
         assert (finding.file, finding.line) == (str(voc.xml("b")), 1)
-
-
-def test_bad_boxes_that_are_skipped_are_warnings(voc):
-    voc.add("a", [("car", "1 1 9 9"), ("car", "9 9 1 1")])
-    name = f"voc:{voc.path}"
-    assert [x.severity for x in findings_of(name)] == ["error"]
-    assert [x.severity for x in findings_of(name, skip_bad_boxes=True)] == ["warning"]
-    assert len(read_source(name).records[0]["annotations"]) == 1
+        with pytest.raises(DataError, match="b.xml:1: broken XML"):
+            load_records(voc.source(split))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +146,7 @@ def test_bad_boxes_that_are_skipped_are_warnings(voc):
         ("voc:{}:val", "val.txt is missing"),
         ("shapes:train", "shapes:SPLIT:COUNT"),
         ("yolo:x", "is not known. Name a source as"),
-        ("coco:x.json:{}", "x.json can't be read"),
+        ("coco:x.json:{}", "x.json is missing"),
     ],
 )
 def test_source_that_is_not_there(voc, name, said):
@@ -216,10 +201,7 @@ def test_clean_coco_file(make_coco):
         annotations=[annotation(), annotation(id=5, image_id=2, category_id=90)],
     )
     source = read_source(name)
-    register_source(name)
-    assert without_places(source.records) == [
-        {**record, "annotations": record["annotations"]} for record in load_records(name)
-    ]
+    assert source.records == load_records(name)
     assert source.class_names == ["car", "zebra"]
     assert everything(source) == []
 
@@ -240,25 +222,20 @@ def test_all_problems_of_a_coco_file_with_their_lines(make_coco):
     json_file, folder = name.split(":")[1:]
     path = Path(json_file)
     Image.new("RGB", (60, 40)).save(f"{folder}/a.jpg")
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
     findings = findings_of(name)
     assert {(x.severity, x.file) for x in findings} == {("error", json_file)}
     # The line after the brace has the id.
     lines = path.read_text().splitlines()
     found = [(lines[x.line].strip(" ,"), x.message) for x in findings]
-    box = "box [1, 2, 1, 5] is empty or inverted (width 0, height 3)"
+    box = "box [1, 2, 0, 3] is empty or inverted (width 0, height 3)"
     assert found == [
-        ('"id": 8', "images[1]: image 8 has the height 0: it has to be a whole number above 0."),
-        ('"id": 2', "annotations[1]: annotation 2 has the category_id 4, which is not there."),
-        (
-            '"id": 4',
-            "annotations[2]: annotation 4 has the bbox [1, 2, 3], which is not a list of 4 "
-            "numbers.",
-        ),
-        ('"id": 5', "annotations[4]: annotations repeats the id 5."),
-        ('"id": 6', "annotations[5] has no 'image_id'."),
+        ('"id": 8', "images[1] (id 8): height 0 must be a whole number above 0"),
+        ('"id": 2', "annotations[1] (id 2): category_id 4 is not an id in 'categories'"),
+        ('"id": 4', "annotations[2] (id 4): bbox [1, 2, 3] is not a list of 4 numbers"),
+        ('"id": 5', "annotations[4] (id 5): the id is repeated"),
+        ('"id": 6', "annotations[5] (id 6): it has no 'image_id'"),
         ('"id": 9', f"the image {folder}/c.jpg is missing"),
-        ('"id": 5', f"annotation 5 (annotations[3]) (car): {box}"),
+        ('"id": 5', f"annotations[3] (id 5, car): {box}"),
     ]
 
 
@@ -279,8 +256,8 @@ def test_wrong_size_and_crowds_of_coco(make_coco):
     findings = locate(check_boxes(source) + check_images([source]))
     finding = one(findings, "image size")
     assert len(findings) == 1 and finding.severity == "error"
-    assert (finding.file, finding.line) == (path, 1)
-    assert "a.jpg has not the 60x40 pixels" in finding.message
+    assert (finding.file, finding.line) == (path, line_of(Path(path), "{", 2))
+    assert "a.jpg does not have the stated size of 60x40 pixels" in finding.message
 
 
 # Records of one's own loader
@@ -330,7 +307,7 @@ def test_clean_and_broken_own_records(tmp_path):
     name = register(f"{tmp_path}_4", [record, {"file_name": "x"}, {**record, "file_name": "x"}])
     messages = [x.message for x in findings_of(name)]
     assert messages[0].startswith("object 1 has no 'bbox_mode'")
-    assert messages[1:] == ["record 1 has no 'image_id'", "the image is missing"]
+    assert messages[1:] == ["record 1 has no 'height'", "the image is missing"]
 
 
 # Images
@@ -340,11 +317,11 @@ def test_images_that_do_not_open(voc):
     """A JPEG that was cut off opens, has a size, and fails when it is decoded."""
     for name in ("a", "b"):
         voc.add(name, [("car", "1 1 9 9")])
-    path = voc.path / "JPEGImages" / "a.jpg"
+    path = voc.image("a")
     Image.effect_noise((60, 40), 50).convert("RGB").save(path)
     path.write_bytes(path.read_bytes()[:-500])
     source = source_of(voc)
-    assert source.notes == [] and len(source.records) == 2
+    assert source.findings == [] and len(source.records) == 2
     (finding,) = locate(check_images([source]))
     assert (finding.severity, finding.file, finding.kind) == ("error", str(path), "bad image")
     assert "truncated" in finding.message
@@ -354,24 +331,26 @@ def test_same_picture_in_one_source_and_in_two(make_voc):
     train, val = make_voc("train"), make_voc("val")
     for folder, names in ((train, "abc"), (val, "xy")):
         for name in names:
-            folder.add(name, [("car", "1 1 9 9")])
             color = {"a": "red", "b": "red", "c": "blue", "x": "blue", "y": "green"}[name]
-            Image.new("RGB", (60, 40), color).save(folder.path / "JPEGImages" / f"{name}.jpg")
+            folder.add(name, [("car", "1 1 9 9")], color)
     sources = [source_of(train), source_of(val)]
     same, leak = locate(check_images(sources))
-    images = train.path / "JPEGImages"
-    assert (same.severity, same.kind, same.file) == ("warning", "same picture", f"{images}/b.jpg")
-    assert same.message == f"the same picture as {images}/a.jpg"
+    assert (same.severity, same.kind, same.file) == (
+        "warning",
+        "same picture",
+        f"{train.image('b')}",
+    )
+    assert same.message == f"the same picture as {train.image('a')}"
     assert (leak.severity, leak.kind) == ("warning", "same picture in two sources")
-    assert leak.file == str(val.path / "JPEGImages" / "x.jpg")
-    assert f"the same picture as {images}/c.jpg of voc:{train.path}" in leak.message
+    assert leak.file == str(val.image("x"))
+    assert f"the same picture as {train.image('c')} of voc:{train.path}" in leak.message
 
 
 def test_same_file_under_two_ids(make_coco):
     name = make_coco(images=[IMAGE, {**IMAGE, "id": 8}], annotations=[annotation()])
     (finding,) = locate(check_images([read_source(name)]))
     assert finding.kind == "listed twice"
-    assert "the image ids 7 and 8 are of this file" in finding.message
+    assert "the image ids 7 and 8 share this file" in finding.message
 
 
 # Classes
@@ -384,7 +363,7 @@ def test_classes_that_differ(make_voc):
     finding = one(everything(source_of(train), source_of(val)), "classes")
     assert (finding.severity, finding.file) == ("error", f"voc:{val.path}")
     assert finding.message == (
-        f"3 classes, but voc:{train.path} has 2; lacking here: bus; only here: cat, dog"
+        f"3 classes, but voc:{train.path} has 2; missing here: bus; only here: cat, dog"
     )
     for folder, names in ((train, "car\nbus\n"), (val, "bus\ncar\n")):
         (folder.path / "classes.txt").write_text(names)
@@ -407,7 +386,7 @@ def test_classes_without_objects_to_train_on(make_voc):
         "no object of 'cat' to train on, but 2 to test on",
         "no object of 'background' to train on",
     ]
-    assert "'background' is probably no object" in one(findings, "background class").message
+    assert "'background' is probably not an object" in one(findings, "background class").message
 
 
 def test_nothing_but_difficult_objects_is_an_error(voc):
@@ -479,7 +458,8 @@ def test_coverage(voc):
             {"coverage": [100, 100 / 3], "objects": [1, 3]}, index=["bus", "car"]
         ),
     }
-    findings = locate(check_coverage(source, objects, levels, summary))
+    assignment = Assignment(objects, levels, 0, 6, "")
+    findings = locate(check_coverage(source, assignment, summary))
     assert {x.severity for x in findings} == {"warning"}
     assert [(x.kind, x.line) for x in findings[:3]] == [
         ("below the finest stride", line_of(voc.xml("a"), "<object>", 2)),
@@ -494,7 +474,8 @@ def test_coverage(voc):
         "class car: 33.3 % of 3 objects have a training location",
     ]
     assert all(ADVICE[x.kind] for x in findings)
-    finding = locate(check_coverage(source, objects[2:], levels, summary))[-1]
+    few = assignment._replace(objects=objects[2:])
+    finding = locate(check_coverage(source, few, summary))[-1]
     assert (finding.severity, finding.kind) == ("error", "coverage")
     assert finding.message == "none of 2 objects has a training location"
 
@@ -502,9 +483,7 @@ def test_coverage(voc):
 def test_tables_by_hand(voc):
     """Boxes 1..10 and 1..20 wide are 10 and 20 pixels: median 15; 8 and 4 high: median 6."""
     voc.add("a", [("car", "1 1 10 8"), ("car", "1 1 20 4", 1)])
-    voc.add("b", [("bus", "11 1 60 40")])
-    voc.add_image("b.jpg", size=(120, 40))
-    voc.add_xml("b", [("bus", "11 1 60 40")], size=(120, 40))
+    voc.add("b", [("bus", "11 1 60 40")], image_size=(120, 40))
     source = source_of(voc)
     table = count_objects(source)
     assert table.index.tolist() == ["bus", "car"]
@@ -517,9 +496,9 @@ def test_tables_by_hand(voc):
 
 
 def test_text_lists_errors_first_and_not_too_much():
-    findings = [Finding("warning", "b.xml", 4, "odd", "same box")]
-    findings += [Finding("error", f"{k}.xml", k, "bad", "bad box") for k in range(12)]
-    findings += [Finding("error", "c.jpg", None, "c.jpg is cut off", "bad image")]
+    findings = [Finding("warning", "same box", "b.xml", "odd", line=4)]
+    findings += [Finding("error", "bad box", f"{k}.xml", "bad", line=k) for k in range(12)]
+    findings += [Finding("error", "bad image", "c.jpg", "c.jpg is cut off")]
     text = format_findings(findings, limit=10).splitlines()
     assert text[:2] == ["error: bad box (12)", "  0.xml:0: bad"]
     assert text[11:13] == ["  ... and 2 more", f"  -> {ADVICE['bad box']}"]
