@@ -137,8 +137,6 @@ def add_fcos_config(cfg: CN) -> None:
     # Decode JPEG files at 1/2, 1/4 or 1/8 of their size in training where the resize that follows
     # shrinks them at least that much. Has no effect with `INPUT.CROP`, which crops before resizing.
     cfg.INPUT.REDUCED_JPEG_TRAIN = True
-    # The same in evaluation.
-    cfg.INPUT.REDUCED_JPEG_TEST = False
 
     # Training
 

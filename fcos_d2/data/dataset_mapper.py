@@ -70,7 +70,7 @@ class DetectionDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "difficult": cfg.INPUT.DIFFICULT,
             "crowd": cfg.INPUT.CROWD,
-            "reduced_jpeg": cfg.INPUT[f"REDUCED_JPEG_{'TRAIN' if is_train else 'TEST'}"],
+            "reduced_jpeg": is_train and cfg.INPUT.REDUCED_JPEG_TRAIN,
             "is_train": is_train,
         }
 
@@ -112,28 +112,34 @@ class DetectionDatasetMapper:
     def _instances(
         self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]
     ) -> Instances:
-        annotations = [x for x in annotations if not self._is_dropped(x)]
-        # Integers would stay integers when they are resized, and lose their fractions.
-        annotations = [{**x, "bbox": [float(v) for v in x["bbox"]]} for x in annotations]
-        # Only boxes: there is no need to transform polygons.
-        boxes = [{k: x[k] for k in ("bbox", "bbox_mode", "category_id")} for x in annotations]
-        boxes = [utils.transform_instance_annotations(x, transforms, size) for x in boxes]
+        boxes, ignored = [], []
+        for annotation in annotations:
+            role = training_role(annotation, self.difficult, self.crowd)
+            if role == "drop":
+                continue
+            ignored.append(role == "ignore")
+            # Only the box: polygons need no transform. As floats, since integers would stay
+            # integers when they are resized.
+            box = {k: annotation[k] for k in ("bbox_mode", "category_id")}
+            box["bbox"] = [float(v) for v in annotation["bbox"]]
+            boxes.append(utils.transform_instance_annotations(box, transforms, size))
         instances = utils.annotations_to_instances(boxes, size)
-        instances.gt_ignore = torch.tensor(
-            [self._is_ignored(x) for x in annotations], dtype=torch.bool
-        )
+        instances.gt_ignore = torch.tensor(ignored, dtype=torch.bool)
         # A crop can leave nothing of a box.
         return utils.filter_empty_instances(instances)
 
-    def _is_dropped(self, annotation: dict) -> bool:
-        if annotation.get("iscrowd", 0):
-            return self.crowd == "drop"
-        return bool(annotation.get("difficult", 0)) and self.difficult == "drop"
 
-    def _is_ignored(self, annotation: dict) -> bool:
-        if annotation.get("iscrowd", 0):
-            return True
-        return bool(annotation.get("difficult", 0)) and self.difficult == "ignore"
+def training_role(annotation: dict, difficult: str, crowd: str) -> str:
+    """Return what training does with an object: "train", "ignore" or "drop" it.
+
+    Args:
+        annotation: of a record.
+        difficult: INPUT.DIFFICULT, for objects marked difficult.
+        crowd: INPUT.CROWD, for crowd regions.
+    """
+    if annotation.get("iscrowd", 0):
+        return crowd
+    return difficult if annotation.get("difficult", 0) else "train"
 
 
 def color_jitter(strength: float) -> list[T.Augmentation]:

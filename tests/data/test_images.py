@@ -129,10 +129,8 @@ def test_nothing_is_reduced_before_another_augmentation(save, first):
     assert torch.equal(*results)
 
 
-def test_the_keys(tiny_cfg):
-    tiny_cfg.INPUT.REDUCED_JPEG_TRAIN, tiny_cfg.INPUT.REDUCED_JPEG_TEST = True, False
-    assert DetectionDatasetMapper(tiny_cfg).reduced_jpeg
+@pytest.mark.parametrize("value", [True, False])
+def test_the_key_is_for_training_only(tiny_cfg, value):
+    tiny_cfg.INPUT.REDUCED_JPEG_TRAIN = value
+    assert DetectionDatasetMapper(tiny_cfg).reduced_jpeg == value
     assert not DetectionDatasetMapper(tiny_cfg, is_train=False).reduced_jpeg
-    tiny_cfg.INPUT.REDUCED_JPEG_TRAIN, tiny_cfg.INPUT.REDUCED_JPEG_TEST = False, True
-    assert not DetectionDatasetMapper(tiny_cfg).reduced_jpeg
-    assert DetectionDatasetMapper(tiny_cfg, is_train=False).reduced_jpeg

@@ -22,6 +22,7 @@ from ...modeling.locations import Locations, compute_locations
 from ...modeling.matcher import CenterSamplingMatcher
 from ...modeling.proposal_generator import FCOSProposalGenerator
 from ..boxes import SIZES, box_xywh, size_of_area
+from ..dataset_mapper import training_role
 
 # Locations matched at a time.
 _MAX_LOCATIONS = 1 << 21
@@ -200,13 +201,6 @@ def describe_scale(cfg: CfgNode, min_size: int | None = None) -> str:
     return f"{text} (INPUT.MIN_SIZE_TRAIN: {span}{crops if cfg.INPUT.CROP.ENABLED else ''})"
 
 
-def role_in_training(annotation: dict, cfg: CfgNode) -> str:
-    """Return what the loader does with an object: "train", "ignore" or "drop" it."""
-    if annotation.get("iscrowd", 0):
-        return cfg.INPUT.CROWD
-    return cfg.INPUT.DIFFICULT if annotation.get("difficult", 0) else "train"
-
-
 def _network_size(cfg: CfgNode, min_size: int | None) -> tuple[int, int]:
     """Return the shorter edge in the network and the limit of the longer one."""
     if min_size is not None:
@@ -265,7 +259,10 @@ def _scale(record: dict, cfg: CfgNode, resize: T.ResizeShortestEdge) -> _Image:
     # It looks at the size alone.
     transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
     size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
-    roles = [role_in_training(x, cfg) for x in record.get("annotations", ())]
+    roles = [
+        training_role(x, cfg.INPUT.DIFFICULT, cfg.INPUT.CROWD)
+        for x in record.get("annotations", ())
+    ]
     indices = np.array([i for i, role in enumerate(roles) if role != "drop"], dtype=int)
     boxes = np.array([box_xywh(record["annotations"][i]) for i in indices]).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ from detectron2.data.detection_utils import SizeMismatchError
 from tqdm import tqdm
 
 from ..boxes import box_xywh, box_xyxy
+from ..dataset_mapper import training_role
 from ..findings import Finding, Source
 from ..images import read_image
 from .assignment import Assignment
@@ -98,15 +99,13 @@ def _same_picture(source: Source, record: dict, other_source: Source, other: dic
     return Finding("warning", kind, record["file_name"], message)
 
 
-def check_classes(
-    train: Sequence[Source], test: Sequence[Source], is_trained: Callable[[dict], bool]
-) -> list[Finding]:
+def check_classes(train: Sequence[Source], test: Sequence[Source], difficult: str) -> list[Finding]:
     """Compare the classes of sources, and count their objects.
 
     Args:
         train: training sources.
         test: test sources.
-        is_trained: whether training learns an annotation of a record.
+        difficult: INPUT.DIFFICULT.
     """
     sources = [source for source in (*train, *test) if source.class_names]
     if not sources:
@@ -119,7 +118,7 @@ def check_classes(
         findings += _check_empty(source, is_fine=learnt and source in train)
     train, test = ([x for x in group if x.class_names] for group in (train, test))
     if train and not differences:
-        findings += _check_counts(train, test, is_trained)
+        findings += _check_counts(train, test, difficult)
     return findings
 
 
@@ -160,11 +159,9 @@ def _check_empty(source: Source, is_fine: bool) -> list[Finding]:
     return [Finding(severity, "images without objects", source.name, message)]
 
 
-def _check_counts(
-    train: Sequence[Source], test: Sequence[Source], is_trained: Callable[[dict], bool]
-) -> list[Finding]:
+def _check_counts(train: Sequence[Source], test: Sequence[Source], difficult: str) -> list[Finding]:
     """Find classes with no or few training objects."""
-    counts, tested = _count_classes(train, is_trained), _count_classes(test, is_trained)
+    counts, tested = _count_classes(train, difficult), _count_classes(test, difficult)
     name, names = train[0].name, train[0].class_names
     total = sum(len(x["annotations"]) for source in train for x in source.records)
     if not counts and total:
@@ -190,9 +187,11 @@ def _check_counts(
     return findings
 
 
-def _count_classes(sources: Iterable[Source], is_trained: Callable[[dict], bool]) -> Counter:
-    records = (record for source in sources for record in source.records)
-    return Counter(x["category_id"] for r in records for x in r["annotations"] if is_trained(x))
+def _count_classes(sources: Sequence[Source], difficult: str) -> Counter:
+    """Count the objects that are neither ignored nor dropped."""
+    objects = (x for source in sources for record in source.records for x in record["annotations"])
+    trained = (x for x in objects if training_role(x, difficult, "drop") == "train")
+    return Counter(x["category_id"] for x in trained)
 
 
 def check_coverage(

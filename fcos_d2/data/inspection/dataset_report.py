@@ -11,7 +11,7 @@ from ...config import check_training, set_num_classes
 from ..dataset_mapper import DetectionDatasetMapper
 from ..findings import Finding, Source, apply_policy
 from ..sources import read_source
-from .assignment import Assignment, assignment_table, role_in_training, summarize_assignment
+from .assignment import Assignment, assignment_table, summarize_assignment
 from .checks import (
     check_boxes,
     check_classes,
@@ -64,9 +64,7 @@ def inspect_datasets(
     for source in sources.values():
         findings += check_boxes(source)
     findings += check_images(list(sources.values()), cfg.INPUT.FORMAT)
-    findings += check_classes(
-        trained, tested, lambda annotation: role_in_training(annotation, cfg) == "train"
-    )
+    findings += check_classes(trained, tested, cfg.INPUT.DIFFICULT)
     findings += _check_config(cfg, trained)
     assignments = {}
     for source in trained:

@@ -16,7 +16,6 @@ from fcos_d2.data.inspection.assignment import (
     assign_image,
     assignment_table,
     describe_scale,
-    role_in_training,
     summarize_assignment,
     training_resize,
 )
@@ -273,19 +272,6 @@ def test_equals_the_model_in_training(tiny_cfg, step):
         assert mine.points.tolist() == locations.points[positive].tolist()
         assert mine.levels.tolist() == locations.level_of(positive).tolist()
         assert mine.box_of_point.tolist() == matches.gt_inds[0, positive].tolist()
-
-
-@pytest.mark.parametrize("difficult", ["ignore", "train", "drop"])
-@pytest.mark.parametrize("crowd", ["ignore", "drop"])
-def test_roles_are_those_of_the_mapper(cfg, difficult, crowd):
-    cfg.INPUT.DIFFICULT, cfg.INPUT.CROWD = difficult, crowd
-    mapper = DetectionDatasetMapper(cfg)
-    for flags in ({}, {"difficult": 1}, {"iscrowd": 1}, {"difficult": 1, "iscrowd": 1}):
-        annotation = make_object((1, 1, 9, 9), **flags)
-        role = role_in_training(annotation, cfg)
-        assert (role == "drop") == mapper._is_dropped(annotation)
-        if role != "drop":
-            assert (role == "ignore") == mapper._is_ignored(annotation)
 
 
 @pytest.mark.parametrize(

@@ -47,12 +47,8 @@ def line_of(path, text, number=1):
 
 def everything(*sources):
     findings = [x for source in sources for x in (*source.findings, *check_boxes(source))]
-    findings += check_images(sources) + check_classes(sources[:1], sources[1:], is_trained)
+    findings += check_images(sources) + check_classes(sources[:1], sources[1:], "ignore")
     return locate(findings)
-
-
-def is_trained(annotation):
-    return not annotation.get("difficult", 0) and not annotation.get("iscrowd", 0)
 
 
 def one(findings, kind):
@@ -367,7 +363,7 @@ def test_classes_that_differ(make_voc):
     )
     for folder, names in ((train, "car\nbus\n"), (val, "bus\ncar\n")):
         (folder.path / "classes.txt").write_text(names)
-    findings = locate(check_classes([source_of(train)], [source_of(val)], is_trained))
+    findings = locate(check_classes([source_of(train)], [source_of(val)], "ignore"))
     assert one(findings, "classes").message == f"the classes of voc:{train.path} in another order"
 
 
@@ -378,7 +374,7 @@ def test_classes_without_objects_to_train_on(make_voc):
     val.add("b", [("cat", "1 1 9 9"), ("cat", "2 2 9 9")])
     for folder in (train, val):
         (folder.path / "classes.txt").write_text("car\nbus\ncat\nbackground\n")
-    findings = locate(check_classes([source_of(train)], [source_of(val)], is_trained))
+    findings = locate(check_classes([source_of(train)], [source_of(val)], "ignore"))
     assert {x.severity for x in findings} == {"warning"}
     messages = [x.message for x in findings if x.kind == "class without objects"]
     assert messages == [
@@ -391,7 +387,7 @@ def test_classes_without_objects_to_train_on(make_voc):
 
 def test_nothing_but_difficult_objects_is_an_error(voc):
     voc.add("a", [("car", "1 1 9 9", 1), ("dog", "1 1 9 9", 1)])
-    finding = one(locate(check_classes([source_of(voc)], [], is_trained)), "no objects")
+    finding = one(locate(check_classes([source_of(voc)], [], "ignore")), "no objects")
     assert finding.severity == "error"
     assert finding.message == "no object to train on: all 2 are difficult or crowds"
 
@@ -399,7 +395,7 @@ def test_nothing_but_difficult_objects_is_an_error(voc):
 def test_class_name_twice(make_coco):
     categories = [{"id": 3, "name": "car"}, {"id": 4, "name": "car"}]
     name = make_coco(annotations=[annotation()], categories=categories)
-    findings = locate(check_classes([read_source(name)], [], is_trained))
+    findings = locate(check_classes([read_source(name)], [], "ignore"))
     assert one(findings, "class name twice").message == "2 classes are called 'car'"
 
 
@@ -407,7 +403,7 @@ def test_rare_classes(voc):
     """201 cars for one bus and one of 3 dogs: a hundredth of 201 is 2.01, so a bus is rare."""
     box = "1 1 9 9"
     voc.add("a", [("car", box)] * 201 + [("bus", box)] + [("dog", box)] * 3)
-    findings = locate(check_classes([source_of(voc)], [], is_trained))
+    findings = locate(check_classes([source_of(voc)], [], "ignore"))
     assert [x.kind for x in findings] == ["rare classes"]
     assert findings[0].message == "car has 201 objects, but bus 1"
 
@@ -422,11 +418,11 @@ def test_images_without_objects(voc):
     assert finding.message.endswith("b.jpg")
     (voc.path / "classes.txt").write_text("car\n")
     voc.add_split("val", "b\nc\n")
-    findings = locate(check_classes([source_of(voc, "val")], [], is_trained))
+    findings = locate(check_classes([source_of(voc, "val")], [], "ignore"))
     assert one(findings, "images without objects").severity == "error"
     voc.add_split("train", "a\n")
     train = [source_of(voc, split) for split in ("train", "val")]
-    findings = locate(check_classes(train, [], is_trained))  # background images beside others
+    findings = locate(check_classes(train, [], "ignore"))  # background images beside others
     assert one(findings, "images without objects").severity == "warning"
 
 
