@@ -168,9 +168,10 @@ def test_training_resumes_exactly_and_evaluates(small, tmp_path):
     """Through the command; resumed after 2 of 4 iterations, with averaged weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     command = [sys.executable, str(ROOT / "tools" / "lazyconfig_train_net.py")]
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     subprocess.run(
         [*command, "--config-file", small, f"train.output_dir={whole}", "train.device=cpu"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
         check=True,
     )
     resumed.mkdir()
