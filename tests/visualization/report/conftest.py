@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 
 from fcos_d2 import add_fcos_config
 from fcos_d2.data import class_names, load_records, register_source
@@ -30,21 +28,13 @@ def shapes_source(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def hostile_source(tmp_path_factory):
+def hostile_source(tmp_path_factory, write_voc):
     """The name of a VOC folder whose image and class are called like HTML."""
-    folder = tmp_path_factory.mktemp("hostile")
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    Image.new("RGB", (80, 60)).save(folder / "JPEGImages" / f"{HOSTILE_IMAGE}.jpg")
-    (folder / "Annotations" / f"{HOSTILE_IMAGE}.xml").write_text(
-        f"<annotation><filename>{escape(HOSTILE_IMAGE)}.jpg</filename><size><width>80</width>"
-        f"<height>60</height></size><object><name>{escape(HOSTILE_CLASS)}</name><bndbox>"
-        "<xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox></object>"
-        "</annotation>"
-    )
-    (folder / "classes.txt").write_text(f"{HOSTILE_CLASS}\n")
-    (folder / "ImageSets" / "Main" / "test.txt").write_text(f"{HOSTILE_IMAGE}\n")
-    return f"voc:{folder}:test"
+    voc = write_voc(tmp_path_factory.mktemp("hostile"))
+    voc.add(HOSTILE_IMAGE, [(HOSTILE_CLASS, "11 11 50 40")], image_size=(80, 60))
+    (voc.path / "classes.txt").write_text(f"{HOSTILE_CLASS}\n")
+    voc.add_split("test", f"{HOSTILE_IMAGE}\n")
+    return voc.source("test")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import json
 import logging
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,23 +16,13 @@ from fcos_d2.visualization.report import write_report
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(make_voc):
     """The name of a VOC folder with two images of one object each."""
-    folder = tmp_path / "data"
-    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
+    voc = make_voc("data")
     for image_id, name in (("a1", "cat"), ("a2", "dog")):
-        pixels = np.full((60, 80, 3), 90, np.uint8)
-        Image.fromarray(pixels).save(folder / "JPEGImages" / f"{image_id}.jpg")
-        (folder / "Annotations" / f"{image_id}.xml").write_text(
-            f"<annotation><filename>{image_id}.jpg</filename><size><width>80</width>"
-            f"<height>60</height><depth>3</depth></size><object><name>{name}</name><bndbox>"
-            "<xmin>11</xmin><ymin>11</ymin><xmax>50</xmax><ymax>40</ymax></bndbox></object>"
-            "</annotation>"
-        )
-    (folder / "classes.txt").write_text("cat\ndog\n")
-    (folder / "ImageSets" / "Main" / "test.txt").write_text("a1\na2\n")
-    return f"voc:{folder}:test"
+        voc.add(image_id, [(name, "11 11 50 40")], "gray", image_size=(80, 60))
+    voc.add_split("test", "a1\na2\n")
+    return voc.source("test")
 
 
 @pytest.fixture
@@ -115,26 +104,14 @@ def test_two_test_sets(run, source):
     assert second.is_file()
 
 
-def test_category_ids_of_a_coco_json(run, tmp_path, caplog):
+def test_category_ids_of_a_coco_json(run, make_coco, caplog):
     """The results carry the json's ids 3 and 8; drawn they are classes 0 and 1."""
-    dataset = {
-        "images": [{"id": 4, "file_name": "a1.jpg", "width": 80, "height": 60}],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
-        "annotations": [
-            {
-                "id": 1,
-                "image_id": 4,
-                "category_id": 8,
-                "bbox": [10, 10, 40, 30],
-                "area": 1200,
-                "iscrowd": 0,
-            }
-        ],
-    }
-    json_file = tmp_path / "instances.json"
-    json_file.write_text(json.dumps(dataset))
-    source = f"coco:{json_file}:{tmp_path / 'data' / 'JPEGImages'}"
-    assert evaluate(source, run, str(json_file))["bbox"]["AP"] == pytest.approx(100)
+    image = {"id": 4, "file_name": "a1.jpg", "width": 80, "height": 60}
+    box = {"id": 1, "image_id": 4, "category_id": 8, "bbox": [10, 10, 40, 30], "area": 1200}
+    categories = [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}]
+    source = make_coco([image], [{**box, "iscrowd": 0}], categories)
+    json_file = source.split(":")[1]
+    assert evaluate(source, run, json_file)["bbox"]["AP"] == pytest.approx(100)
     (run / "config.yaml").write_text(yaml.safe_dump({"DATASETS": {"TEST": [source]}}))
     assert run / "detections.png" in write_report(run)
     assert "not drawn" not in caplog.text
