@@ -1,7 +1,7 @@
 """Train or evaluate FCOS: python train_net.py --config-file configs/FCOS_R50_VOC.yaml [...].
 
 In several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...
-Evaluate faster: --eval-only ... MODEL.WEIGHTS FILE TEST.OPTIMIZE bfloat16 [TEST.COMPILE True]
+Evaluate faster: --eval-only ... MODEL.WEIGHTS FILE TEST.OPTIMIZE bfloat16[+compile]
 More views of each image: --eval-only ... TEST.AUG.ENABLED True
 """
 

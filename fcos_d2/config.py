@@ -97,9 +97,6 @@ def add_fcos_config(cfg: CN) -> None:
     # `centerness` weights the box loss of each positive by its centerness target, as the original
     # repository does; `none` weights all positives equally.
     cfg.MODEL.FCOS.BOX_LOSS_WEIGHT = "none"
-    # Give every tensor of the losses a size that does not depend on the data, as a CUDA graph needs
-    # it: nothing waits for the device, and nothing is logged beside the losses.
-    cfg.MODEL.FCOS.STATIC_SHAPES = False
 
     # Inference
 
@@ -165,10 +162,9 @@ def add_fcos_config(cfg: CN) -> None:
 
     # Optimize the model for inference in `--eval-only` and `demo.py` (not in the evaluations during
     # training): `none`, or the precision of the convolutions: `float32`, `bfloat16` or `float16`
-    # (CUDA only).
+    # (CUDA only). `+compile` after the precision (`bfloat16+compile`) also compiles backbone and
+    # head: minutes at the start, faster afterwards.
     cfg.TEST.OPTIMIZE = "none"
-    # Compile it as well: minutes at the start, faster afterwards.
-    cfg.TEST.COMPILE = False
 
     for key in REMOVED_KEYS:
         node, _, name = key.rpartition(".")

@@ -51,8 +51,8 @@ class Predictor(DefaultPredictor):
         Raises:
             FileNotFoundError: the checkpoint is not there.
             ValueError: it is not a trained FCOS, the config is one of proposals only, or
-                TEST.OPTIMIZE, TEST.COMPILE or TEST.AUG can't be had.
-            RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
+                TEST.OPTIMIZE or TEST.AUG is not supported.
+            RuntimeError: TEST.OPTIMIZE with "+compile" where ``torch.compile`` does not work.
         """
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             raise ValueError(

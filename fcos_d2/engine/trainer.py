@@ -261,7 +261,7 @@ def distribute(model: nn.Module) -> nn.Module:
 def evaluate(cfg, resume: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
 
-    The model is optimized as TEST.OPTIMIZE and TEST.COMPILE say. With TEST.AUG.ENABLED, results
+    The model is optimized as TEST.OPTIMIZE says. With TEST.AUG.ENABLED, results
     and files are those of test-time augmentation (:class:`FCOSWithTTA`). The evaluations during
     training know neither.
 
@@ -269,8 +269,8 @@ def evaluate(cfg, resume: bool = False) -> dict:
         The results of each of DATASETS.TEST (of the only one, where there is one).
 
     Raises:
-        ValueError: TEST.OPTIMIZE, TEST.COMPILE or TEST.AUG can't be had.
-        RuntimeError: TEST.COMPILE, where ``torch.compile`` does not work.
+        ValueError: TEST.OPTIMIZE or TEST.AUG is not supported.
+        RuntimeError: TEST.OPTIMIZE with "+compile" where ``torch.compile`` does not work.
     """
     options = inference_options(cfg)
     model: nn.Module = Trainer.build_model(cfg)
@@ -285,7 +285,7 @@ def evaluate(cfg, resume: bool = False) -> dict:
         loaded.get("iteration"),
         ema="ema" in loaded["trainer"] if "trainer" in loaded else None,
         tta=cfg.TEST.AUG.ENABLED,
-        optimize=cfg.TEST.OPTIMIZE + ("+compile" if cfg.TEST.COMPILE else ""),
+        optimize=cfg.TEST.OPTIMIZE,
     )
     if options:
         model = optimize_for_inference(model, **options)

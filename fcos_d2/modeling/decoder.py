@@ -1,6 +1,6 @@
 """`FCOSDecoder`: predictions at locations to detected `Instances`."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import configurable
@@ -90,7 +90,7 @@ class FCOSDecoder:
         quality: Tensor | None,
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
-        """Decode the predictions of N images; no input is changed.
+        """Decode the predictions of N images; the inputs are not modified.
 
         Args:
             locations: the grid of L locations.
@@ -101,37 +101,34 @@ class FCOSDecoder:
 
         Returns:
             For each image ``pred_boxes`` (XYXY pixels of the network's input, clipped to it),
-            ``scores`` and ``pred_classes``, best first; with no detection they have length 0.
+            ``scores`` and ``pred_classes``, best first; of length 0 if nothing is detected.
         """
-        limits = _limits(image_sizes, like=locations.points)
-        image, place, classes, scores, rating = self._candidates(logits, quality)
-        points, strides = _take(place, locations.points, locations.strides)
-        boxes = decode_boxes(points, strides, ltrb[image, place].float())
-        clipped = boxes.clamp(min=0).minimum(limits.index_select(0, image))
+        found = self._best_per_level(self._candidates(logits, quality), locations)
+        points, strides = _rows(found.location, locations.points, locations.strides)
+        boxes = decode_boxes(points, strides, ltrb[found.image, found.location].float())
+        limits = boxes.new_tensor([(w, h, w, h) for h, w in image_sizes])
+        clipped = boxes.clamp(min=0).minimum(limits.index_select(0, found.image))
         keep = self._large(clipped) if self.clip_before_nms else boxes.isfinite().all(1)
-        if self._may_have_too_many(locations, image, place):
-            keep &= self._is_among_best(locations, image, place, rating)
-        boxes, clipped, scores, classes, image = _filter(
-            keep, boxes, clipped, scores, classes, image
-        )
-        # On the CPU the time of NMS grows with the square of the boxes; elsewhere each call costs
-        # launches and a wait. A trace can't hold the number of boxes of each image.
-        by_image = boxes.device.type == "cpu" and not torch.jit.is_tracing()
-        suppress = _suppress_by_image if by_image else suppress_at_once
-        kept = suppress(
-            clipped if self.clip_before_nms else boxes,
-            scores,
-            classes,
-            image,
-            len(image_sizes),
-            self.nms_thresh,
-            self.max_detections,
-        )
-        results = []
-        for size, best in zip(image_sizes, kept, strict=True):
+        keep = keep.nonzero().squeeze(1)
+        found = found.select(keep)
+        boxes, clipped = _rows(keep, boxes, clipped)
+
+        ends = found.image.bincount(minlength=len(image_sizes)).cumsum(0)
+        results, start = [], 0
+        for size, end in zip(image_sizes, ends.tolist(), strict=True):
+            own = slice(start, end)
+            best = nms_by_class(
+                (clipped if self.clip_before_nms else boxes)[own],
+                found.scores[own],
+                found.classes[own],
+                self.nms_thresh,
+                self.max_detections,
+            )
             if not self.clip_before_nms:
-                best = best[self._large(clipped[best])]
-            pred_boxes, pred_scores, pred_classes = _take(best, clipped, scores, classes)
+                best = best[self._large(clipped[own][best])]
+            pred_boxes, pred_scores, pred_classes = _rows(
+                best, clipped[own], found.scores[own], found.classes[own]
+            )
             results.append(
                 Instances(
                     size,
@@ -140,175 +137,116 @@ class FCOSDecoder:
                     pred_classes=pred_classes,
                 )
             )
+            start = end
         return results
 
     def _large(self, boxes: Tensor) -> Tensor:
         return ((boxes[:, 2:] - boxes[:, :2]) > self.min_box_size).all(1)
 
-    def _candidates(
-        self, logits: Tensor, quality: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return what is above the threshold: image, location, class, score, rating (R,) each.
+    def _candidates(self, logits: Tensor, quality: Tensor | None) -> "_Candidates":
+        """Select the pairs of a location and a class above the threshold.
 
-        Image by image, best score first. The rating is what the best of a level are chosen by.
+        Most locations have none, so locations are selected by their best class first.
         """
         on_score = self.score_thresh_on == "score"
-        # The root is taken of what is left: it changes no order.
-        root = self.score == "sqrt" and quality is not None
+        # The square root keeps the order, so it is taken last, of the selected scores only.
+        sqrt = self.score == "sqrt" and quality is not None
         bound = self.score_thresh
-        if root and on_score:
+        if sqrt and on_score:
             bound *= abs(bound)
-        # The score grows with the probability, so the best class tells whether any is above. Only
-        # what is surely not goes: the maximum of classes of which one is NaN is NaN.
-        cls, product = _rate(logits.amax(2), quality)
-        cell = (~((product if on_score else cls) <= bound)).flatten().nonzero().squeeze(1)
-        image, place = _divide(cell, logits.shape[1])
-        own_quality = None if quality is None else _take(cell, quality.flatten())[0][:, None]
-        cls, product = _rate(logits[image, place], own_quality)
-        # With the threshold on the probability, the quality may still be NaN.
+        cls, product = _probabilities(logits.amax(2), quality)
+        # If one class is NaN so is the maximum; "not below" keeps the location for its others.
+        image, location = (~((product if on_score else cls) <= bound)).nonzero(as_tuple=True)
+        cls, product = _probabilities(
+            logits[image, location], None if quality is None else quality[image, location, None]
+        )
+        # With the threshold on the class probability, the quality may still be NaN.
         above = product > bound if on_score else (cls > bound) & (product >= 0)
-        entry = above.flatten().nonzero().squeeze(1)
-        (scores,) = _take(entry, product.flatten())
-        scores = scores.sqrt_() if root else scores
-        # A score is at most 1: images stay one after the other, exactly so in float64.
-        row, classes = _divide(entry, logits.shape[2])
-        image, place = _take(row, image, place)
-        order = (scores.double() - 2 * image).argsort(descending=True, stable=True)
-        entry, image, place, classes, scores = _take(order, entry, image, place, classes, scores)
-        rating = scores if self.topk_on == "score" else _take(entry, cls.flatten())[0]
-        return image, place, classes, scores, rating
+        row, classes = above.nonzero(as_tuple=True)
+        scores = product[row, classes]
+        scores = scores.sqrt() if sqrt else scores
+        ratings = scores if self.topk_on == "score" else cls[row, classes]
+        found = _Candidates(*_rows(row, image, location), classes, scores, ratings)
+        # Scores are at most 1, so this sorts by image first; exactly, in float64.
+        order = (scores.double() - 2 * found.image).argsort(descending=True, stable=True)
+        return found.select(order)
 
-    def _may_have_too_many(self, locations: Locations, image: Tensor, place: Tensor) -> bool:
-        """Tell whether a level may have more candidates than are kept of it."""
-        if torch.jit.is_tracing():
-            return True
-        if len(place) <= self.topk_candidates or place.device.type != "cpu":
-            return len(place) > self.topk_candidates  # asking for more would wait for the device
-        group = _group(locations, image, place)
-        return bool(group.bincount().max() > self.topk_candidates)
-
-    def _is_among_best(
-        self, locations: Locations, image: Tensor, place: Tensor, rating: Tensor
-    ) -> Tensor:
-        """Tell which candidates are among the best of their level, of equal ones the first."""
-        group = _group(locations, image, place)
-        if self.topk_on == "score":  # they come in this order
-            order = group.argsort(stable=True)
-        else:
-            order = rating.argsort(descending=True, stable=True)
-            order = order[group[order].argsort(stable=True)]
+    def _best_per_level(self, found: "_Candidates", locations: Locations) -> "_Candidates":
+        """Keep the best candidates of each level of each image, of equal ones the first."""
+        if len(found.scores) <= self.topk_candidates:
+            return found
+        group = found.image * len(locations.level_sizes) + locations.level_of(found.location)
+        if group.bincount().max() <= self.topk_candidates:
+            return found
+        order = found.ratings.argsort(descending=True, stable=True)
+        order = order[group[order].argsort(stable=True)]  # by group, then by rating
         ordered = group[order]
-        position = torch.arange(len(order), device=order.device)
-        position = position - torch.searchsorted(ordered, ordered)
-        return torch.empty_like(order).scatter_(0, order, position) < self.topk_candidates
+        rank = torch.arange(len(order), device=order.device)
+        rank = rank - torch.searchsorted(ordered, ordered)  # within its group
+        return found.select(order[rank < self.topk_candidates].sort().values)
 
 
-def _limits(image_sizes: list[tuple[int, int]], like: Tensor) -> Tensor:
-    """Return (width, height, width, height) of each image, (N, 4)."""
-    if torch.jit.is_tracing():  # Detectron2's sizes are tensors there, and stay variables
-        sizes = torch.stack([torch.as_tensor(size) for size in image_sizes])
-        return sizes.to(like).flip(1).repeat(1, 2)
-    return like.new_tensor([(width, height, width, height) for height, width in image_sizes])
+@dataclass
+class _Candidates:
+    """R pairs of a location and a class, image by image, best score first."""
+
+    image: Tensor  # (R,) index of the image
+    location: Tensor  # (R,) index of the location
+    classes: Tensor  # (R,)
+    scores: Tensor  # (R,)
+    ratings: Tensor  # (R,) class probability or score, by which the best of a level are chosen
+
+    def select(self, index: Tensor) -> "_Candidates":
+        """Return the candidates of the given indices, in that order."""
+        return _Candidates(*_rows(index, *vars(self).values()))
 
 
-def _group(locations: Locations, image: Tensor, place: Tensor) -> Tensor:
-    """Number the levels of all images through."""
-    return image * len(locations.level_sizes) + locations.level_of(place)
+def _rows(index: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """Rows ``index`` (R,) of each tensor; on the CPU three times as fast as ``tensor[index]``."""
+    return [x.index_select(0, index) for x in tensors]
 
 
-def _rate(logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
+def _probabilities(logits: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return class probability, and its product with the quality."""
     cls = logits.float().sigmoid()
     return cls, cls if quality is None else cls * quality.float().sigmoid()
 
 
-def suppress_at_once(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    image: Tensor,
-    num_images: int,
-    threshold: float,
-    limit: int,
-) -> list[Tensor]:
-    """Class-wise NMS in one call: for each image up to ``limit`` indices, best first.
+def nms_by_class(
+    boxes: Tensor, scores: Tensor, classes: Tensor, threshold: float, limit: int
+) -> Tensor:
+    """Class-wise NMS of one image's boxes.
 
-    (``batched_nms`` does this only for few boxes, and goes through the classes one by one for
-    many; and it takes coordinates for positive.)
+    torchvision's ``batched_nms`` loops over the classes where there are many boxes, and assumes
+    coordinates that are not negative.
 
     Args:
-        boxes: (R, 4), finite, image by image, best score first.
+        boxes: (R, 4), finite, best score first.
         scores: (R,).
         classes: (R,).
-        image: (R,) index of the image.
-        num_images: number of images.
-        threshold: IoU above which the lower of two boxes is suppressed.
-        limit: indices for an image at most.
-    """
-    group = image * (1 + (classes.max() if len(classes) else 0)) + classes
-    keep = nms(_move_apart(boxes, group), scores.double(), threshold)
-    return [keep[image[keep] == index][:limit] for index in range(num_images)]
+        threshold: IoU above which the lower-scored of two boxes of a class is suppressed.
+        limit: maximum number of boxes to keep.
 
-
-def _suppress_by_image(
-    boxes: Tensor,
-    scores: Tensor,
-    classes: Tensor,
-    image: Tensor,
-    num_images: int,
-    threshold: float,
-    limit: int,
-) -> list[Tensor]:
-    """Give the same as :func:`suppress_at_once`, image by image.
-
-    What the best boxes suppress does not depend on the others: these are looked at only until as
-    many are kept as are wanted.
-    """
-    counts = image.bincount(minlength=num_images).tolist()
-    step = max(1, 3 * limit)
-    kept, offset = [], 0
-    for own_boxes, own_scores in zip(
-        _move_apart(boxes, classes).split(counts), scores.double().split(counts), strict=True
-    ):
-        keep = nms(own_boxes[:step], own_scores[:step], threshold)
-        for start in range(step, len(own_scores), step):
-            if len(keep) >= limit:
-                break
-            more = torch.arange(start, min(start + step, len(own_scores)))
-            pool = torch.cat((keep, more))  # best first
-            keep = pool[nms(*_take(pool, own_boxes, own_scores), threshold)]
-        kept.append(offset + keep[:limit])
-        offset += len(own_scores)
-    return kept
-
-
-def _filter(keep: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
-    """Return the rows of each tensor where ``keep`` (R,) is true."""
-    if keep.device.type == "cpu" and not torch.jit.is_tracing() and keep.all():
-        return tensors  # mostly so; elsewhere asking costs a wait
-    return _take(keep.nonzero().squeeze(1), *tensors)
-
-
-def _divide(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Split an index into a flattened (.., count) into row and column."""
-    row = index.div(count, rounding_mode="floor")
-    return row, index - row * count
-
-
-def _take(index: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """Return the rows ``index`` (R,) of each tensor, three times as fast as ``tensor[index]``."""
-    return [x.index_select(0, index) for x in tensors]
-
-
-def _move_apart(boxes: Tensor, group: Tensor) -> Tensor:
-    """Move boxes of other groups apart by the largest extent.
-
-    These offsets are large, so it is done in float64.
+    Returns:
+        Indices of the boxes to keep, best first.
     """
     if not len(boxes):
-        return boxes.double()
+        return torch.zeros_like(classes)
+    # Shift the classes apart. The offsets are large; float64 keeps the digits of the coordinates.
     low, high = boxes.aminmax()
-    return boxes.double() + (group * (high.double() - low + 1))[:, None]
+    boxes = boxes.double() + (classes * (high.double() - low + 1))[:, None]
+    scores = scores.double()
+    # On the CPU the time of NMS is quadratic in the number of boxes, and the best boxes do not
+    # depend on the others: add boxes only until the limit is reached.
+    step = max(1, 3 * limit)
+    keep = nms(boxes[:step], scores[:step], threshold)
+    for start in range(step, len(boxes), step):
+        if len(keep) >= limit:
+            break
+        added = torch.arange(start, min(start + step, len(boxes)), device=boxes.device)
+        pool = torch.cat((keep, added))  # best first
+        keep = pool[nms(*_rows(pool, boxes, scores), threshold)]
+    return keep[:limit]
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:

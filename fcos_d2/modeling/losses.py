@@ -5,6 +5,7 @@ The unit is free: every box loss is the same whatever the distances are measured
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -90,25 +91,50 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
         return (near / far).prod(1).sqrt()
 
 
-def quality_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Binary cross entropy of the quality, summed: logits (P,), targets (P,) in [0, 1]."""
-    return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum")
-
-
 def binary_entropy(p: Tensor) -> Tensor:
     """Entropy in nats of Bernoulli variables, elementwise: the least that BCE can be for ``p``."""
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
 
 
+@dataclass(frozen=True)
+class LossOptions:
+    """Choices of the losses.
+
+    Attributes:
+        quality: target of the quality branch, "centerness" or "iou".
+        box_loss: see :func:`box_loss`.
+        box_loss_weight: weight of each positive's box loss: "none" or its "centerness" target.
+        alpha: see :func:`sigmoid_focal_loss`.
+        gamma: see :func:`sigmoid_focal_loss`.
+
+    Raises:
+        ValueError: an unknown box loss or weight.
+    """
+
+    quality: str = "centerness"
+    box_loss: str = "giou"
+    box_loss_weight: str = "none"
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("BOX_LOSS", self.box_loss, BOX_LOSSES),
+            ("BOX_LOSS_WEIGHT", self.box_loss_weight, ("none", "centerness")),
+        ):
+            if value not in known:
+                raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
+
+
 class FCOSLosses(NamedTuple):
-    """The losses of one batch, and what explains them.
+    """The losses of one batch and metrics that explain them.
 
     Attributes:
         loss_cls: focal loss.
-        loss_box: loss of the boxes.
-        loss_quality: BCE of the quality; None without that branch.
+        loss_box: box loss.
+        loss_quality: binary cross entropy of the quality; None without a quality branch.
         num_pos: number of positive locations on this rank.
-        quality_excess: ``loss_quality`` less the entropy of its targets, the part that can reach 0.
+        quality_excess: ``loss_quality`` minus the entropy of its targets, which is its minimum.
     """
 
     loss_cls: Tensor
@@ -125,67 +151,52 @@ def fcos_losses(
     labels: Tensor,
     positive: Tensor | tuple[Tensor, ...],
     target_ltrb: Tensor,
-    *,
-    valid: Tensor | None = None,
-    quality_kind: str = "centerness",
-    box_loss_kind: str = "giou",
-    box_loss_weight: str = "none",
-    alpha: float = 0.25,
-    gamma: float = 2.0,
+    options: LossOptions = LossOptions(),
 ) -> FCOSLosses:
-    """Sum the losses of a batch (FCOS, equation 2), in float32 or better whatever autocast says.
+    """Sum the losses of a batch (FCOS, equation 2), in float32 or better even under autocast.
 
     Each is divided by the number of positives of all ranks, at least 1, and multiplied by the
-    number of ranks: DistributedDataParallel averages gradients over ranks, and so gives those of
-    one process with the whole batch. With ``box_loss_weight="centerness"`` each box is weighted by
-    its centerness target and the sum divided by the sum of the weights, likewise over all ranks.
+    number of ranks: DistributedDataParallel averages gradients over ranks, which then equal those
+    of one process with the whole batch. With ``box_loss_weight="centerness"`` the sum of the box
+    losses is divided by the sum of the weights instead, likewise over all ranks.
 
     Args:
-        logits: (N, L, K), or (R, K) with all locations of all images in a row.
+        logits: (N, L, K), or (R, K) with the locations of all images concatenated.
         ltrb: (N, L, 4) or (R, 4) predicted distances in strides.
-        quality: (N, L) or (R,) logits; None without that branch.
+        quality: (N, L) or (R,) logits; None without a quality branch.
         labels: (N, L) or (R,) int64: class, K for background, -1 for ignored.
-        positive: image and location of the positives, (P,) each; or their rows (P,).
-        target_ltrb: (P, 4) target distances in strides of those.
-        valid: (P,) bool, which of them count; all by default. The others may name any location and
-            any target.
-        quality_kind: what the quality is trained on, "centerness" or "iou".
-        box_loss_kind: see :func:`box_loss`.
-        box_loss_weight: "none" or "centerness".
-        alpha: see :func:`sigmoid_focal_loss`.
-        gamma: see :func:`sigmoid_focal_loss`.
+        positive: indices of the P positives: images and locations, (P,) each, or rows (P,).
+        target_ltrb: (P, 4) their target distances in strides.
+        options: choices of the losses.
     """
     with torch.autocast(logits.device.type, enabled=False):
         target_ltrb = _at_least_float32(target_ltrb)
-        if valid is None:
-            valid = target_ltrb.new_ones(len(target_ltrb), dtype=torch.bool)
-        else:
-            target_ltrb = torch.where(valid[:, None], target_ltrb, 1.0)
-        counts = valid.to(target_ltrb.dtype)
         pred_ltrb = _at_least_float32(ltrb[positive])
         ctr_targets = centerness_targets(target_ltrb)
-        num_pos = counts.sum()
+        num_pos = target_ltrb.new_full((), len(target_ltrb))
         total_pos, total_weight = _sum_over_ranks(
-            torch.stack((num_pos, (ctr_targets * counts).sum())).float()
+            torch.stack((num_pos, ctr_targets.sum())).float()
         ).unbind()
-        # The floor is on the total: floored on each rank's share, two ranks without a positive
-        # would have half the gradient that one process has.
+        # The minimum applies to the total: with a minimum of 1 per rank, two ranks without a
+        # positive would have half the gradient of one process.
         normalizer = total_pos.clamp(min=1.0) / comm.get_world_size()
-        loss_cls = sigmoid_focal_loss(logits, labels, alpha, gamma) / normalizer
-        box_losses = box_loss(pred_ltrb, target_ltrb, box_loss_kind)
-        if box_loss_weight == "centerness":
+        loss_cls = sigmoid_focal_loss(logits, labels, options.alpha, options.gamma) / normalizer
+        box_losses = box_loss(pred_ltrb, target_ltrb, options.box_loss)
+        if options.box_loss_weight == "centerness":
             mean_weight = total_weight.clamp(min=_EPS) / comm.get_world_size()
-            loss_box = (box_losses * ctr_targets * counts).sum() / mean_weight
+            loss_box = (box_losses * ctr_targets).sum() / mean_weight
         else:
-            loss_box = (box_losses * counts).sum() / normalizer
+            loss_box = box_losses.sum() / normalizer
         if quality is None:
             return FCOSLosses(loss_cls, loss_box, None, num_pos, None)
         targets = (
-            ctr_targets if quality_kind == "centerness" else iou_targets(pred_ltrb, target_ltrb)
+            ctr_targets if options.quality == "centerness" else iou_targets(pred_ltrb, target_ltrb)
         )
-        pred_quality = _at_least_float32(quality[positive])
-        loss_quality = quality_loss(pred_quality, targets, counts) / normalizer
-        excess = loss_quality.detach() - (binary_entropy(targets) * counts).sum() / normalizer
+        loss_quality = F.binary_cross_entropy_with_logits(
+            _at_least_float32(quality[positive]), targets, reduction="sum"
+        )
+        loss_quality = loss_quality / normalizer
+        excess = loss_quality.detach() - binary_entropy(targets).sum() / normalizer
     return FCOSLosses(loss_cls, loss_box, loss_quality, num_pos, excess)
 
 

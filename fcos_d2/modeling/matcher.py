@@ -171,11 +171,6 @@ class CenterSamplingMatcher:
             claims.scatter_add_(0, flat.flatten(), positive.flatten().long())
         return candidates, claims.view(num_images, num_locations)
 
-    def max_positives(self, locations: Locations, num_boxes: int) -> int:
-        """Return how many of ``locations`` can be positive for ``num_boxes`` boxes at most."""
-        rows, columns = self._window_size(locations)
-        return num_boxes * rows * columns * len(locations.level_sizes)
-
     def _levels_of(self, locations: Locations) -> _Levels:
         """Copy the geometry to the device, once for each: a CUDA graph can't hold such a copy."""
         device = locations.points.device

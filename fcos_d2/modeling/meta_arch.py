@@ -125,8 +125,6 @@ class FCOS(nn.Module):
             # An error instead of a label that is silently trained as background; checked where the
             # data loader left the classes, on the CPU, so that nothing waits for the device.
             classes = inputs["instances"].gt_classes
-            if self.proposal_generator.static_shapes and classes.device == self.device:
-                continue
             if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
                 raise ValueError(
                     f"{name} has the classes {sorted(set(classes.tolist()))}, but "

@@ -12,7 +12,7 @@ from .head import FCOSHead
 
 logger = logging.getLogger(__name__)
 
-# TEST.OPTIMIZE by name; "none" leaves a model as it is.
+# Values of TEST.OPTIMIZE apart from "none" and the suffix "+compile".
 PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -76,23 +76,24 @@ def optimize_for_inference(
 
 
 def inference_options(cfg) -> dict | None:
-    """Read TEST.OPTIMIZE and TEST.COMPILE.
+    """Parse TEST.OPTIMIZE: "none", or a precision, optionally followed by "+compile".
 
     Returns:
         Arguments of :func:`optimize_for_inference`, or None to leave the model as it is.
 
     Raises:
-        ValueError: an unknown precision, or TEST.COMPILE without one.
+        ValueError: an unknown value.
     """
-    name, compile = cfg.TEST.OPTIMIZE, cfg.TEST.COMPILE
-    if name not in ("none", *PRECISIONS):
-        raise ValueError(f"TEST.OPTIMIZE is {name!r}, not one of {('none', *PRECISIONS)}.")
-    if name == "none" and compile:
+    value = cfg.TEST.OPTIMIZE
+    if value == "none":
+        return None
+    name = value.removesuffix("+compile")
+    if name not in PRECISIONS:
         raise ValueError(
-            "TEST.COMPILE is True, but TEST.OPTIMIZE is 'none': set TEST.OPTIMIZE to the precision "
-            f"to compile for, one of {tuple(PRECISIONS)}."
+            f"TEST.OPTIMIZE is {value!r}: set it to 'none' or one of {tuple(PRECISIONS)}, "
+            "optionally followed by '+compile' ('bfloat16+compile')."
         )
-    return None if name == "none" else {"dtype": PRECISIONS[name], "compile": compile}
+    return {"dtype": PRECISIONS[name], "compile": name != value}
 
 
 def _check_model(model: nn.Module, dtype: torch.dtype) -> None:
@@ -140,9 +141,9 @@ def _check_compiler(device: torch.device) -> None:
         torch.compile(lambda x: x.relu() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of Dynamo, Inductor, the compiler, the linker
         raise RuntimeError(
-            "TEST.COMPILE: torch.compile does not work here. On the CPU it needs a C++ compiler "
-            "(g++, or what the variable CXX names) and Python's headers (python3-dev), on CUDA "
-            f"Triton and a C compiler. Its complaint: {error}"
+            "torch.compile (TEST.OPTIMIZE with '+compile') does not work here. On the CPU it needs "
+            "a C++ compiler (g++, or the one that the variable CXX names) and Python's headers "
+            f"(python3-dev), on CUDA Triton and a C compiler. Its error: {error}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .decoder import FCOSDecoder, encode_boxes
 from .head import FCOSHead
 from .locations import Locations, compute_locations
-from .losses import BOX_LOSSES, fcos_losses
+from .losses import LossOptions, fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
 
 
@@ -61,7 +61,6 @@ class FCOSProposalGenerator(nn.Module):
         box_loss_weight: str = "none",
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
-        static_shapes: bool = False,
     ):
         """Put the parts together.
 
@@ -81,18 +80,16 @@ class FCOSProposalGenerator(nn.Module):
             box_loss_weight: "none" or "centerness".
             focal_loss_alpha: weight of the positive class.
             focal_loss_gamma: exponent of the focal loss.
-            static_shapes: compute the losses without a size that depends on the data, for a CUDA
-                graph. The positives take the space of all that the boxes could have. Nothing is
-                logged, for that waits for the device.
 
         Raises:
             ValueError: an unknown option, feature maps that are not finest first, or not one
                 range of sizes for each of them.
         """
         super().__init__()
-        _check_option("BOX_LOSS", box_loss, BOX_LOSSES)
-        _check_option("BOX_LOSS_WEIGHT", box_loss_weight, ("none", "centerness"))
-        _check_option("LOCATION_STEP", location_step, ("stride", "image"))
+        if location_step not in ("stride", "image"):
+            raise ValueError(
+                f"MODEL.FCOS.LOCATION_STEP is {location_step!r}, not one of ('stride', 'image')."
+            )
         _check_levels(in_features, strides, len(matcher.ranges))
         self.in_features = in_features
         self.strides = strides
@@ -103,14 +100,9 @@ class FCOSProposalGenerator(nn.Module):
         self.proposal_loss_weight = proposal_loss_weight
         self.location_offset = location_offset
         self.location_step = location_step
-        self.static_shapes = static_shapes
-        self.loss_options = {
-            "quality_kind": quality,
-            "box_loss_kind": box_loss,
-            "box_loss_weight": box_loss_weight,
-            "alpha": focal_loss_alpha,
-            "gamma": focal_loss_gamma,
-        }
+        self.loss_options = LossOptions(
+            quality, box_loss, box_loss_weight, focal_loss_alpha, focal_loss_gamma
+        )
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -142,7 +134,6 @@ class FCOSProposalGenerator(nn.Module):
             "box_loss_weight": cfg.MODEL.FCOS.BOX_LOSS_WEIGHT,
             "focal_loss_alpha": cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA,
-            "static_shapes": cfg.MODEL.FCOS.STATIC_SHAPES,
         }
 
     def forward(
@@ -244,32 +235,27 @@ class FCOSProposalGenerator(nn.Module):
         """Return the losses of predictions whose ground truth is matched, see :meth:`losses`."""
         locations, logits, ltrb, quality = predictions
         positive = (matches.labels >= 0) & (matches.labels < logits.shape[2])
-        if self.static_shapes:
-            capacity = self.matcher.max_positives(locations, len(matches.gt_boxes))
-            (image, place), valid = _nonzero_static(positive, capacity)
-        else:
-            (image, place), valid = positive.nonzero(as_tuple=True), None
-        gt_inds = matches.gt_inds[image, place]
+        image, location = positive.nonzero(as_tuple=True)
+        gt_inds = matches.gt_inds[image, location]
+        target_ltrb = encode_boxes(
+            locations.points[location], locations.strides[location], matches.gt_boxes[gt_inds]
+        )
         losses = fcos_losses(
             logits,
             ltrb,
             quality,
             matches.labels,
-            (image, place),
-            encode_boxes(
-                locations.points[place], locations.strides[place], matches.gt_boxes[gt_inds]
-            ),
-            valid=valid,
-            **self.loss_options,
+            (image, location),
+            target_ltrb,
+            self.loss_options,
         )
         result = {"loss_cls": losses.loss_cls, "loss_box": losses.loss_box}
         metrics = {"num_pos": losses.num_pos}
         if losses.loss_quality is not None:
-            name = "loss_ctr" if self.loss_options["quality_kind"] == "centerness" else "loss_iou"
+            name = "loss_ctr" if self.loss_options.quality == "centerness" else "loss_iou"
             result[name] = losses.loss_quality
             metrics[f"{name}_excess"] = losses.quality_excess
-        if not self.static_shapes:
-            _log(metrics, gt_inds, matches.gt_ignore)
+        _log(metrics, gt_inds, matches.gt_ignore)
         return result
 
 
@@ -282,20 +268,6 @@ def _new_locations(*args) -> Locations:
 _known_locations = functools.lru_cache(maxsize=64)(_new_locations)
 
 
-def _nonzero_static(mask: Tensor, capacity: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Rows and columns where ``mask`` (N, L) is true, ``capacity`` of each, and which are such.
-
-    The others point at (0, 0).
-    """
-    flat = mask.flatten()
-    index = torch.arange(len(flat), device=mask.device)
-    # The last place is for what is false.
-    target = torch.where(flat, flat.cumsum(0) - 1, capacity)
-    found = index.new_zeros(capacity + 1).scatter_(0, target, index)[:capacity]
-    valid = torch.arange(capacity, device=mask.device) < flat.sum()
-    return (found // mask.shape[1], found % mask.shape[1]), valid
-
-
 def _proposal_decoder(cfg, stage: str) -> FCOSDecoder:
     """Limits of proposals under Detectron2's names; ``stage`` is "TRAIN" or "TEST"."""
     return FCOSDecoder(
@@ -306,11 +278,6 @@ def _proposal_decoder(cfg, stage: str) -> FCOSDecoder:
         max_detections=cfg.MODEL.RPN[f"POST_NMS_TOPK_{stage}"],
         min_box_size=cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
     )
-
-
-def _check_option(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
 
 
 def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -> None:

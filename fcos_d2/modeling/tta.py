@@ -12,7 +12,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from .decoder import suppress_at_once
+from .decoder import nms_by_class
 from .meta_arch import FCOS, output_size
 
 logger = logging.getLogger(__name__)
@@ -145,15 +145,7 @@ def merge_detections(views: Sequence[Instances], nms_thresh: float, limit: int) 
     pool = Instances.cat(list(views))
     pool = pool[pool.scores.argsort(descending=True, stable=True)]
     # It separates classes in float64, so that coordinates, and IoU with them, lose no digits.
-    (keep,) = suppress_at_once(
-        pool.pred_boxes.tensor,
-        pool.scores,
-        pool.pred_classes,
-        torch.zeros_like(pool.pred_classes),
-        num_images=1,
-        threshold=nms_thresh,
-        limit=limit,
-    )
+    keep = nms_by_class(pool.pred_boxes.tensor, pool.scores, pool.pred_classes, nms_thresh, limit)
     return pool[keep]
 
 

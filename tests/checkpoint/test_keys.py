@@ -18,7 +18,6 @@ def test_every_key_of_the_head_is_carried_but_those_of_training(tiny_cfg):
         "NUM_CLASSES",  # goes with the class names
         "PRIOR_PROB",
         "CENTER_SAMPLING_RADIUS",
-        "STATIC_SHAPES",
         "FOCAL_LOSS_ALPHA",
         "FOCAL_LOSS_GAMMA",
         "BOX_LOSS",

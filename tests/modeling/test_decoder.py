@@ -9,12 +9,7 @@ from torchvision.ops import nms
 
 from benchmark.measure import Job, count_operators
 from fcos_d2.modeling import CenterSamplingMatcher, FCOSDecoder, compute_locations
-from fcos_d2.modeling.decoder import (
-    _suppress_by_image,
-    decode_boxes,
-    encode_boxes,
-    suppress_at_once,
-)
+from fcos_d2.modeling.decoder import decode_boxes, encode_boxes, nms_by_class
 
 STRIDES = [8, 16, 32]
 
@@ -343,38 +338,26 @@ def test_boxes_outside_the_image_are_dropped():
 
 @pytest.mark.parametrize("limit", [1, 5, 100])
 @pytest.mark.parametrize("spread", [20.0, 2000.0])
-def test_suppression_at_once_and_by_image(limit, spread):
-    """Both against torchvision's NMS of each image and class alone.
+@pytest.mark.parametrize("count", [0, 1, 300, 400])
+def test_nms_by_class(limit, spread, count):
+    """Against torchvision's NMS of each class alone.
 
-    Boxes close to each other leave less than the limit, so that all are looked at; spread ones
-    leave it after a few. The second image has no box, the last one just one; all have negative
-    coordinates, and scores that are often equal.
+    Boxes close to each other leave fewer than the limit, so that all of them are tested; spread
+    ones reach it after a few. All have negative coordinates, and many scores are equal.
     """
     generator = torch.Generator().manual_seed(0)
-    image = torch.tensor([0] * 400 + [2] * 300 + [3])
-    corner = spread * torch.rand(701, 2, generator=generator) - 50
-    boxes = torch.cat((corner, corner + 10 + 30 * torch.rand(701, 2, generator=generator)), 1)
-    scores = torch.randint(1, 100, (701,), generator=generator) / 100
-    scores = torch.cat([x.sort(descending=True).values for x in scores.split([400, 300, 1])])
-    classes = torch.randint(0, 3, (701,), generator=generator)
-    expected = []
-    for index in range(4):
-        own = [
-            rows[nms(boxes[rows], scores[rows], 0.5)]
-            for rows in (((image == index) & (classes == k)).nonzero().squeeze(1) for k in range(3))
-        ]
-        own = torch.cat(own).sort().values  # of equal scores the first
-        expected.append(own[scores[own].argsort(descending=True, stable=True)][:limit].tolist())
-    for suppress in (suppress_at_once, _suppress_by_image):
-        got = suppress(boxes, scores, classes, image, 4, 0.5, limit)
-        assert [x.tolist() for x in got] == expected
-
-
-def test_suppression_of_no_box():
-    nothing = torch.zeros(0, dtype=torch.long)
-    for suppress in (suppress_at_once, _suppress_by_image):
-        got = suppress(torch.zeros(0, 4), torch.zeros(0), nothing, nothing, 2, 0.5, 10)
-        assert [x.tolist() for x in got] == [[], []]
+    corner = spread * torch.rand(count, 2, generator=generator) - 50
+    boxes = torch.cat((corner, corner + 10 + 30 * torch.rand(count, 2, generator=generator)), 1)
+    scores = torch.randint(1, 100, (count,), generator=generator) / 100
+    scores = scores.sort(descending=True).values
+    classes = torch.randint(0, 3, (count,), generator=generator)
+    own = [
+        rows[nms(boxes[rows], scores[rows], 0.5)]
+        for rows in map(lambda k: (classes == k).nonzero().squeeze(1), range(3))
+    ]
+    own = torch.cat(own).sort().values  # of equal scores the first
+    expected = own[scores[own].argsort(descending=True, stable=True)][:limit]
+    assert torch.equal(nms_by_class(boxes, scores, classes, 0.5, limit), expected)
 
 
 def test_more_candidates_than_a_level_may_have():

@@ -1,10 +1,6 @@
 """The focal loss of every layout, precision and kernel against autograd and torchvision."""
 
 import math
-import os
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -142,74 +138,3 @@ def test_memory_is_that_of_the_gradients():
         logits.grad = None
 
     assert 2 * size <= peak_memory_cpu(Job("focal loss", run)) < 2 * size + size / 2
-
-
-TRITON_CASES = """
-    import sys
-    sys.path.insert(0, {folder!r})
-    import torch
-    from test_focal_loss import LAYOUTS, accuracy_case, random_case, reference
-    from fcos_d2.modeling.focal_loss_triton import focal_loss_triton
-
-    for images, rows, num_classes in [(2, 70, 5), (1, 64, 33), (2, 1, 1), (2, 0, 3)]:
-        for layout in LAYOUTS.values():
-            for alpha, gamma in [(0.25, 2.0), (-1.0, 1.5), (0.5, 0.0)]:
-                logits, labels = random_case(images, rows, num_classes)
-                logits = layout(logits)
-                weights = (alpha, 1 - alpha) if alpha >= 0 else (1.0, 1.0)
-                grad = torch.empty_like(logits)
-                loss = focal_loss_triton(logits, labels, grad, weights, gamma)
-                other = logits.double().requires_grad_()
-                expected = reference(other, labels, alpha, gamma)
-                expected.backward()
-                torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-5, atol=1e-5)
-                torch.testing.assert_close(grad.double(), other.grad, rtol=1e-5, atol=1e-6)
-    # Rows without images, and logits in half precision.
-    logits, labels = random_case(1, 70, 5, torch.bfloat16)
-    grad = torch.empty(70, 5)
-    loss = focal_loss_triton(logits[0], labels[0], grad, (0.25, 0.75), 2.0)
-    other = logits[0].double().requires_grad_()
-    reference(other, labels[0], 0.25, 2.0).backward()
-    torch.testing.assert_close(grad.double(), other.grad, rtol=1e-5, atol=1e-6)
-    logits, labels, expected = accuracy_case()
-    grad = torch.empty_like(logits)
-    focal_loss_triton(logits, labels, grad, (0.25, 0.75), 2.0)
-    torch.testing.assert_close(grad.double(), expected, rtol=2e-6, atol=0)
-    print("equal")
-"""
-
-
-def test_triton_kernel_in_its_interpreter():
-    """What runs on CUDA devices, interpreted on the CPU: Triton has to be told at its import."""
-    pytest.importorskip("triton", reason="PyTorch brings Triton for CUDA on Linux only")
-    code = textwrap.dedent(TRITON_CASES.format(folder=os.path.dirname(__file__)))
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.stdout == "equal\n", result.stderr
-
-
-def test_triton_kernel_compiles_for_cuda():
-    """To machine code of compute capability 9.0, which takes no device."""
-    triton = pytest.importorskip("triton", reason="PyTorch brings Triton for CUDA on Linux only")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from fcos_d2.modeling.focal_loss_triton import _kernel
-
-    constants = {"WEIGHT_OF_CLASS": 0.25, "WEIGHT": 0.75, "ROWS": 64, "CLASSES": 32}
-    for dtype, gamma in [("fp32", 2.0), ("bf16", 1.5), ("fp16", 0.0)]:
-        values = {**constants, "GAMMA": gamma, "stride_row": 1, "grad_row": 1}
-        types = {"logits": f"*{dtype}", "labels": "*i64", "grad": "*fp32", "partial": "*fp32"}
-        signature = {
-            name: "constexpr" if name in values else types.get(name, "i32")
-            for name in _kernel.arg_names
-        }
-        kernel = triton.compile(
-            ASTSource(fn=_kernel, signature=signature, constexprs=values),
-            target=GPUTarget("cuda", 90, 32),
-        )
-        assert len(kernel.asm["cubin"]) > 1000

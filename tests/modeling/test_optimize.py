@@ -6,6 +6,7 @@ And MODEL.CHANNELS_LAST, the part of it that training has too.
 import copy
 import functools
 import os
+import re
 
 import pytest
 import torch
@@ -268,7 +269,9 @@ def test_without_a_compiler(tiny_cfg, monkeypatch):
         raise OSError("No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    with pytest.raises(RuntimeError, match=r"(?s)TEST.COMPILE: .* C\+\+ compiler .* No working"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)TEST.OPTIMIZE .* C\+\+ compiler .* No working"
+    ):
         optimize_for_inference(build_model(tiny_cfg), compile=True)
 
 
@@ -276,16 +279,13 @@ def test_config_keys(tiny_cfg):
     assert optimize.inference_options(tiny_cfg) is None
     tiny_cfg.TEST.OPTIMIZE = "bfloat16"
     assert optimize.inference_options(tiny_cfg) == {"dtype": torch.bfloat16, "compile": False}
-    tiny_cfg.TEST.COMPILE = True
+    tiny_cfg.TEST.OPTIMIZE = "bfloat16+compile"
     assert optimize.inference_options(tiny_cfg) == {"dtype": torch.bfloat16, "compile": True}
-    tiny_cfg.TEST.OPTIMIZE = "none"
-    with pytest.raises(ValueError, match="TEST.COMPILE is True, but TEST.OPTIMIZE is 'none'"):
-        optimize.inference_options(tiny_cfg)
-    tiny_cfg.TEST.OPTIMIZE = "fp16"
-    with pytest.raises(
-        ValueError, match=r"TEST.OPTIMIZE is 'fp16', not one of \('none', 'float32'"
-    ):
-        optimize.inference_options(tiny_cfg)
+    for value in ("fp16", "none+compile", "bfloat16+", "compile"):
+        tiny_cfg.TEST.OPTIMIZE = value
+        message = f"TEST.OPTIMIZE is '{re.escape(value)}': set it to 'none' or one of"
+        with pytest.raises(ValueError, match=message):
+            optimize.inference_options(tiny_cfg)
 
 
 def train(model, batch):
