@@ -59,9 +59,9 @@ def _loss_and_gradient(
     # Every entry as background ...
     row_weights = (labels >= 0).to(grad.dtype)[..., None] * weights[1]
     for chunk in _chunks(logits):
-        loss, slope = _background(logits[chunk].to(grad.dtype), row_weights[chunk], gamma)
-        total += loss.sum()
-        grad[chunk] = slope
+        x = logits[chunk].to(grad.dtype)
+        losses, grad[chunk] = _background(x, row_weights[chunk], gamma)
+        total += losses.sum()
     # ... then the entry of each positive row's class again.
     positive = ((labels >= 0) & (labels < num_classes))[..., None]
     column = labels.clamp(0, num_classes - 1)[..., None]
@@ -90,8 +90,8 @@ def _chunks(logits: Tensor) -> Iterator[tuple]:
 def _background(x: Tensor, weight: Tensor | float, gamma: float) -> tuple[Tensor, Tensor]:
     """Loss and gradient, elementwise, of logits ``x`` of background entries."""
     p, q, s = _probabilities(x)
-    factor = p.pow(gamma) * weight
-    return factor * s, factor * torch.add(p, q * s, alpha=gamma)
+    factor = p.pow(gamma).mul_(weight)
+    return factor * s, torch.add(p, q * s, alpha=gamma).mul_(factor)
 
 
 def _probabilities(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +102,6 @@ def _probabilities(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     tiny = torch.finfo(x.dtype).tiny
     p, q = x.sigmoid(), (-x).sigmoid()
-    s = -q.clamp(min=tiny).log() * p / (1 - q).clamp(min=tiny)
+    s = q.clamp(min=tiny).log_().neg_().mul_(p).div_((1 - q).clamp_(min=tiny))
     # softplus(x) > x, with equality where q has no digits left.
     return p, q, torch.maximum(s, x)

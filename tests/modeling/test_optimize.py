@@ -269,9 +269,7 @@ def test_without_a_compiler(tiny_cfg, monkeypatch):
         raise OSError("No working C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    with pytest.raises(
-        RuntimeError, match=r"(?s)TEST.OPTIMIZE .* C\+\+ compiler .* No working"
-    ):
+    with pytest.raises(RuntimeError, match=r"(?s)TEST.OPTIMIZE .* C\+\+ compiler .* No working"):
         optimize_for_inference(build_model(tiny_cfg), compile=True)
 
 
