@@ -84,8 +84,6 @@ def parse_script(script, arguments, monkeypatch):
 
 def check_keys(config_file, options):
     """Load a recipe and override keys: an unknown key or a value of another type is an error."""
-    if config_file and config_file.endswith(".py"):
-        return check_lazy_keys(config_file, options)
     cfg = get_cfg()
     add_fcos_config(cfg)
     if config_file and not config_file.startswith("output/"):  # the config.yaml of a run
@@ -95,6 +93,7 @@ def check_keys(config_file, options):
 
 def check_lazy_keys(config_file, options):
     cfg = LazyConfig.load(str(ROOT / config_file))
+    LazyConfig.apply_overrides(cfg.copy(), options)
     for option in options:
         parent, name = option.split("=")[0].rsplit(".", 1)
         node = OmegaConf.select(cfg, parent)
@@ -123,7 +122,9 @@ def test_command(page, words, monkeypatch):
             script, arguments = args.training_script, args.training_script_args
         args = parse_script(script, arguments, monkeypatch)
         options = getattr(args, "opts", None) or dotted_pairs(arguments)
-        check_keys(getattr(args, "config_file", None), options)
+        config_file = getattr(args, "config_file", None) or ""
+        check = check_lazy_keys if config_file.endswith(".py") else check_keys
+        check(config_file, options)
         if hasattr(args, "plan"):
             assert (ROOT / args.plan).exists()
     else:
