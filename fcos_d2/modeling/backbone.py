@@ -1,4 +1,4 @@
-"""ResNet-FPN with P6 and P7, out of Detectron2's own builders."""
+"""ResNet-FPN with P6 and P7, from Detectron2's builders."""
 
 import math
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class TopBlock(nn.Module):
-    """The levels above the last of the FPN, each a 3x3 convolution of stride 2 on the one below.
+    """Levels above the FPN, each a 3x3 convolution of stride 2 on the level below.
 
-    With P6 and P7 it is Detectron2's ``LastLevelP6P7``, which has no other number of levels.
+    For P6 and P7 it equals Detectron2's ``LastLevelP6P7``, which is limited to these two.
     """
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str, levels: list[str]):
-        """Take the channels of ``in_feature``, those of the levels, and the levels' names."""
+        """Take the channels of ``in_feature`` and of the levels, and the names of the levels."""
         super().__init__()
         self.in_feature = in_feature
         self.levels = levels
@@ -28,7 +28,7 @@ class TopBlock(nn.Module):
             in_channels = out_channels
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the levels, finest first; a ReLU lies between two convolutions."""
+        """Return the levels, finest first, with a ReLU between two convolutions."""
         results: list[Tensor] = []
         for level in self.levels:
             x = self.get_submodule(level)(results[-1].relu() if results else x)
@@ -38,17 +38,16 @@ class TopBlock(nn.Module):
 
 @BACKBONE_REGISTRY.register()
 def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
-    """Build the backbone of FCOS (paper, section 3.2): P3..P5, then P6 and P7 by stride-2 conv.
+    """Build the backbone of FCOS (paper, section 3.2): P3..P5, and P6 and P7 by stride-2 conv.
 
     Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here
-    ``MODEL.FCOS.TOP_BLOCK_IN_FEATURE`` is "p5" (the default) or "res5". Where FPN.IN_FEATURES ends
-    with another stage, say res4, P5, too, is one of the levels on top, and the key is "p4" or
-    "res4". Levels above those that ``MODEL.FCOS.IN_FEATURES`` needs are not built: a layer that
-    nothing uses gets no gradient, which DistributedDataParallel does not allow.
+    ``MODEL.FCOS.TOP_BLOCK_IN_FEATURE`` is "p5" (the default) or "res5". If FPN.IN_FEATURES ends
+    with another stage, such as res4, the top block starts with P5 and the key is "p4" or "res4".
+    Levels above those in ``MODEL.FCOS.IN_FEATURES`` are not built: an unused layer gets no
+    gradient, which DistributedDataParallel does not allow.
 
     Raises:
-        ValueError: the top block's input is neither the last level of the FPN nor a stage in
-            RESNETS.OUT_FEATURES.
+        ValueError: the input of the top block is neither the last level of the FPN nor its stage.
     """
     bottom_up = build_resnet_backbone(cfg, input_shape)
     return FPN(
@@ -72,8 +71,8 @@ def _build_top_block(cfg, bottom_up_shape: dict[str, ShapeSpec]) -> nn.Module | 
         in_channels = bottom_up_shape[in_feature].channels
     else:
         raise ValueError(
-            f"MODEL.FCOS.TOP_BLOCK_IN_FEATURE is {in_feature!r}: after the {last_stage} that "
-            f"MODEL.FPN.IN_FEATURES ends with it has to be 'p{last}' or {last_stage!r}."
+            f"MODEL.FCOS.TOP_BLOCK_IN_FEATURE is {in_feature!r}: with {last_stage} as the last of "
+            f"MODEL.FPN.IN_FEATURES it must be 'p{last}' or {last_stage!r}."
         )
     wanted = [int(x[1:]) for x in cfg.MODEL.FCOS.IN_FEATURES if x[1:].isdecimal()]
     levels = [f"p{level}" for level in range(last + 1, max(wanted, default=last) + 1)]
