@@ -1,7 +1,7 @@
-"""Convert a checkpoint of torchvision's, Detectron2's, AdelaiDet's or mmdet's FCOS to this package.
+"""Convert an FCOS checkpoint of torchvision, Detectron2, AdelaiDet or mmdet to this package.
 
-MODEL.WEIGHTS reads such files as they are; the tool shows what is in them, and mends what can't be
-told from them.
+MODEL.WEIGHTS reads such files directly; the tool prints their content and sets keys that can't be
+inferred from them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from fcos_d2.checkpoint.libraries import LIBRARIES
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -25,56 +25,46 @@ def get_parser() -> argparse.ArgumentParser:
         dest="source",
         choices=[*LIBRARIES, "auto"],
         default="auto",
-        help="library that wrote it; auto tells it by the names of the tensors",
+        help="library that wrote SRC; auto recognises it by the names of the tensors",
     )
     parser.add_argument(
-        "--classes", type=Path, metavar="FILE", help="names of the classes in order, one a line"
+        "--classes", type=Path, metavar="FILE", help="class names in order, one per line"
     )
-    parser.add_argument(
-        "--partial",
-        action="store_true",
-        help="take the tensors that fit, whatever else there is",
-    )
+    parser.add_argument("--partial", action="store_true", help="take only the tensors that fit")
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],
-        help="KEY VALUE pairs that are known better than they can be told from the file",
+        help="KEY VALUE pairs, instead of the values inferred from SRC",
     )
     return parser
 
 
 def read_names(path: Path | None) -> list[str] | None:
-    """Read class names, one a line; blank lines are passed over."""
+    """Read class names, one per line; blank lines are skipped."""
     if path is None:
         return None
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [name for name in names if name]
     if not names:
-        raise ValueError(f"--classes {path}: it has no name in it.")
+        raise ValueError(f"--classes {path}: the file has no class name.")
     return names
 
 
 def describe(converted: Converted) -> str:
-    """Lay out what was converted: tensors, keys, class names, remarks."""
+    """Return a report: status of the tensors, keys, class names, remarks."""
     keys = "\n".join(f"  {key} {value!r}" for key, value in sorted(converted.cfg.items()))
-    names = converted.class_names
-    listed = f"{len(names)} classes: {', '.join(names)}"
-    unnamed = (
-        f"{len(converted.class_indices)} classes without names; --classes FILE gives them some"
-    )
-    return "\n\n".join(
-        [
-            f"FCOS of {converted.source}\n\n{status_table(converted.tensors)}",
-            f"Keys that are written with the weights:\n{keys}",
-            listed if names else unnamed,
-            *converted.notes,
-        ]
-    )
+    names = f"{len(converted.class_names)} classes: {', '.join(converted.class_names)}"
+    if not converted.class_names:
+        number = len(converted.class_indices)
+        names = f"{number} classes without names; set them by --classes FILE"
+    table = status_table(converted.tensors)
+    stored = f"Keys stored with the weights:\n{keys}"
+    return "\n\n".join([f"FCOS of {converted.source}", table, stored, names, *converted.notes])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert, print what became of everything, and return the exit status."""
+    """Convert, print a report and return the exit status."""
     args = get_parser().parse_args(arguments)
     try:
         converted = convert_file(
@@ -85,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             partial=args.partial,
             overrides=parse_keys(args.opts),
         )
-    except (OSError, ValueError, RuntimeError) as error:  # a full disk is a RuntimeError of PyTorch
+    except (OSError, ValueError, RuntimeError) as error:  # PyTorch: a full disk is a RuntimeError
         print("convert_checkpoint:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     print(f"{describe(converted)}\n\nWrote {args.dst}")

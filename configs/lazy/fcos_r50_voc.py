@@ -11,7 +11,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import FPN, ResNet
+from detectron2.modeling import ResNet
 from detectron2.modeling.backbone import BasicStem
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
@@ -25,13 +25,14 @@ from fcos_d2.modeling import (
     FCOSDecoder,
     FCOSHead,
     FCOSProposalGenerator,
+    ResNetFPN,
     TopBlock,
 )
 
 strides = [8, 16, 32, 64, 128]
 
 model = L(FCOS)(
-    backbone=L(FPN)(
+    backbone=L(ResNetFPN)(
         bottom_up=L(ResNet)(
             stem=L(BasicStem)(in_channels=3, out_channels=64, norm="FrozenBN"),
             stages=L(ResNet.make_default_stages)(depth=50, stride_in_1x1=True, norm="FrozenBN"),

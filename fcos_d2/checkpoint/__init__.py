@@ -1,4 +1,4 @@
-"""Checkpoints: class names and keys inside, other libraries' weights read into this model."""
+"""Checkpoints: class names and keys stored with weights, other libraries' weights converted."""
 
 from .checkpointer import FCOSCheckpointer
 from .convert import Converted, convert, convert_file, status_table

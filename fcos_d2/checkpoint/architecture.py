@@ -1,4 +1,4 @@
-"""What a network is built from, told by the names and shapes of its tensors."""
+"""Architecture of a network, inferred from the names and shapes of its tensors."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from .. import modeling  # noqa: F401  (registers what build_model builds)
 from ..config import add_fcos_config
 from .keys import set_keys
 
-# Gives the shape of the tensor that has the place of one of ours; None where there is none.
+# Returns the shape of a tensor by its name in our model; None if it does not exist.
 ShapeOf = Callable[[str], tuple[int, ...] | None]
 
 _RESNET = "backbone.bottom_up"
@@ -24,20 +24,20 @@ _TOWERS = {
 }
 # (has bottlenecks, blocks of res4): depth
 _DEPTHS = {(False, 2): 18, (False, 6): 34, (True, 6): 50, (True, 23): 101, (True, 36): 152}
-_MOST = 64  # blocks of a stage, layers of a tower: more than any has
+_MAX_BLOCKS = 64  # of a stage or a tower: more than any has
 
 
 def infer_architecture(shape_of: ShapeOf, fewest_top_levels: int = 2) -> dict[str, Any]:
-    """Return the ``ARCHITECTURE_KEYS`` and where P6 comes from.
+    """Return the values of the ``ARCHITECTURE_KEYS`` and TOP_BLOCK_IN_FEATURE.
 
-    What can't be told because tensors are missing takes the usual value.
+    A value that missing tensors would show is the usual one.
 
     Args:
-        shape_of: see :data:`ShapeOf`; names are those of our model.
-        fewest_top_levels: how many of P6 and P7 a network has that has any.
+        shape_of: see :data:`ShapeOf`.
+        fewest_top_levels: number of P6 and P7 that a network with any of them has at least.
 
     Raises:
-        ValueError: no ResNet-FPN.
+        ValueError: the network is not a ResNet-FPN.
     """
     fpn_levels = _fpn_levels(shape_of)
     levels = [*fpn_levels, *_top_levels(shape_of, len(fpn_levels), fewest_top_levels)]
@@ -62,7 +62,7 @@ def infer_architecture(shape_of: ShapeOf, fewest_top_levels: int = 2) -> dict[st
 
 
 def build_cfg(keys: Mapping[str, Any], num_classes: int) -> CfgNode:
-    """Return the default config with ``keys`` and the number of classes in it."""
+    """Return the default config with ``keys`` and the number of classes set."""
     cfg = get_cfg()
     add_fcos_config(cfg)
     set_keys(cfg, keys)
@@ -71,18 +71,20 @@ def build_cfg(keys: Mapping[str, Any], num_classes: int) -> CfgNode:
 
 
 def expected_state(cfg: CfgNode) -> dict[str, Tensor]:
-    """Return the state dict of the model of ``cfg``: names and shapes without values.
+    """Return the state dict of the model of ``cfg``: settings, and weights without values.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: the model can't be built.
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     try:
         with torch.device("meta"):
-            return build_model(cfg).state_dict()
-    except (AssertionError, KeyError) as error:  # Detectron2's way to refuse a value
-        raise ValueError(f"the network that its keys describe can't be built: {error!r}") from error
+            state = build_model(cfg).state_dict()
+    except (AssertionError, KeyError) as error:  # Detectron2's errors for an unknown value
+        raise ValueError(f"the network of its keys can't be built: {error!r}") from error
+    statistics = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+    return {**state, **{k: torch.tensor(v).view(-1, 1, 1) for k, v in statistics.items()}}
 
 
 def _infer_resnet(shape_of: ShapeOf) -> dict[str, Any]:
@@ -92,8 +94,8 @@ def _infer_resnet(shape_of: ShapeOf) -> dict[str, Any]:
     if (has_bottlenecks, blocks) not in _DEPTHS:
         kind = "three" if has_bottlenecks else "two"
         raise ValueError(
-            "its backbone is no ResNet-18, -34, -50, -101 or -152 with an FPN, and no other can be "
-            f"read: where res4 is expected it has {blocks} blocks of {kind} convolutions."
+            "its backbone is not a ResNet-18, -34, -50, -101 or -152 with an FPN: where res4 is "
+            f"expected it has {blocks} blocks of {kind} convolutions."
         )
     # A 3x3 convolution of a bottleneck is (groups * width, width, 3, 3).
     inner = shape_of(f"{stages[0]}.conv2.weight") if has_bottlenecks else None
@@ -114,20 +116,15 @@ def _infer_head(shape_of: ShapeOf) -> dict[str, Any]:
     modules_per_conv = 3 if norm else 2
     keys: dict[str, Any] = {}
     for tower, key in _TOWERS.items():
-        convs = [
-            i
-            for i in range(0, _MOST, modules_per_conv)
-            if len(shape_of(f"{_HEAD}.{tower}.{i}.weight") or ()) == 4
-        ]
+        indices = range(0, _MAX_BLOCKS, modules_per_conv)
+        convs = [i for i in indices if len(shape_of(f"{_HEAD}.{tower}.{i}.weight") or ()) == 4]
         keys[key] = convs[-1] // modules_per_conv + 1 if convs else 0
-    has_no_quality = all(
-        shape_of(f"{_HEAD}.centerness.{kind}") is None for kind in ("weight", "bias")
-    )
+    has_quality = _first_shape(shape_of, f"{_HEAD}.centerness.{{}}", ("weight", "bias")) is not None
     return {
         **keys,
         "MODEL.FCOS.NORM": norm,
         "MODEL.FCOS.USE_SCALE": _last(shape_of, f"{_HEAD}.scales.{{}}.scale") >= 0,
-        "MODEL.FCOS.QUALITY": "none" if has_no_quality else "centerness",
+        "MODEL.FCOS.QUALITY": "centerness" if has_quality else "none",
         "MODEL.FCOS.CLASS_AGNOSTIC": False,
     }
 
@@ -142,13 +139,13 @@ def _head_norm(shape_of: ShapeOf) -> str:
 
 
 def _fpn_levels(shape_of: ShapeOf) -> list[int]:
-    """Levels of the FPN's own outputs, up to 5; from 3 where nothing of it is there."""
+    """Return the levels of the FPN's outputs, up to 5; from 3 if no tensor shows them."""
     present = [n for n in range(2, 6) if shape_of(f"backbone.fpn_output{n}.weight") is not None]
     return list(range(min(present, default=3), 6))
 
 
 def _top_levels(shape_of: ShapeOf, num_fpn_levels: int, fewest: int) -> list[int]:
-    """Levels on top of the FPN: of 6 and 7 as many as there are scales or else tensors for."""
+    """Return the levels above the FPN, of 6 and 7: as many as scales show, or else P6 and P7."""
     num_scales = _last(shape_of, f"{_HEAD}.scales.{{}}.scale") + 1
     if num_scales:
         return [6, 7][: max(0, num_scales - num_fpn_levels)]
@@ -157,9 +154,9 @@ def _top_levels(shape_of: ShapeOf, num_fpn_levels: int, fewest: int) -> list[int
 
 
 def _frozen_norm(shape_of: ShapeOf, convs: list[str]) -> str:
-    """Name of the norm after convolutions outside the head.
+    """Return the norm after convolutions outside the head.
 
-    Whether a batch norm was frozen does not show, and changes no prediction.
+    A state dict does not show whether batch norms were frozen; predictions are the same.
     """
     if _first_shape(shape_of, "{}.norm.running_mean", convs) is not None:
         return "FrozenBN"
@@ -174,8 +171,9 @@ def _first_shape(
 
 
 def _last(shape_of: ShapeOf, pattern: str) -> int:
-    """The largest number with which the name is there; -1 where there is none."""
-    return max((i for i in range(_MOST) if shape_of(pattern.format(i)) is not None), default=-1)
+    """Return the largest number for which the tensor exists; -1 if none does."""
+    found = [i for i in range(_MAX_BLOCKS) if shape_of(pattern.format(i)) is not None]
+    return found[-1] if found else -1
 
 
 def _size(shape: tuple[int, ...] | None, axis: int, default: int) -> int:

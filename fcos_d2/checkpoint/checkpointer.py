@@ -1,8 +1,7 @@
-"""A `DetectionCheckpointer` with class names, whole files and other libraries' weights."""
+"""`FCOSCheckpointer`: class names and keys in checkpoints, other libraries' weights, safe files."""
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from ..files import atomic_path
 from .convert import convert, recognise, status_table
 from .info import keys_to_save
+from .keys import is_setting, state_facts
 from .reader import find_weights, read_checkpoint, unwrap
-from .resnet import is_torchvision_resnet, torchvision_resnet_name
+from .resnet import is_torchvision_resnet, rename_torchvision_resnet
 
 logger = logging.getLogger(__name__)
 
@@ -32,17 +32,19 @@ class FCOSCheckpointer(DetectionCheckpointer):
         cfg: CfgNode | None = None,
         for_inference: bool = False,
         get_weights: Callable[[], dict[str, Tensor]] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
-        """Take the arguments of ``DetectionCheckpointer`` and four more.
+        """Extend ``DetectionCheckpointer`` by four arguments.
 
         Args:
             model: an FCOS.
             save_dir: folder to save to.
-            class_names: of the data; saved with the weights, compared with those that are loaded.
-            cfg: of the run; what the weights need of it is saved with them.
-            for_inference: refuse weights that training starts from.
-            get_weights: gives the weights to save, in place of the model's own: their average.
+            class_names: of the data; saved, and compared with those of loaded checkpoints.
+            cfg: of the run. The keys that the weights need are saved. The model keeps the settings
+                of its config, which :func:`apply_checkpoint_keys` adapts to a checkpoint; without
+                ``cfg`` it takes those of a loaded checkpoint.
+            for_inference: refuse weights without a trained head.
+            get_weights: returns the weights to save instead of the model's: their average.
             kwargs: see ``DetectionCheckpointer``.
         """
         super().__init__(model, save_dir, **kwargs)
@@ -55,7 +57,7 @@ class FCOSCheckpointer(DetectionCheckpointer):
         self._path = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth``, with class names and keys in it; it is there whole or not at all."""
+        """Write ``name.pth``, with class names and keys, atomically."""
         if not self.save_dir or not self.save_to_disk:
             return
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -64,44 +66,44 @@ class FCOSCheckpointer(DetectionCheckpointer):
         self._last_saved = name, kwargs
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """Write ``name.pth`` as :meth:`save` does, without what training goes on from.
+        """Write ``name.pth`` as :meth:`save` does, but without the state of the training.
 
-        The last checkpoint, which a run is resumed from, stays the one it was.
+        A run is still resumed from the last checkpoint before.
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self._get_weights(), "class_names": self.class_names}
+        data: dict[str, Any] = {"model": self._get_weights(), "class_names": self.class_names}
         if self.cfg is not None:
             data["cfg"] = keys_to_save(self.cfg)
-        data.update(kwargs)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_path(path) as temporary:
-            torch.save(data, temporary)
+            torch.save({**data, **kwargs}, temporary)
 
     @property
     def last_iteration(self) -> int | None:
-        """Iteration of the last checkpoint that this object saved, if it was told."""
+        """Iteration of the last checkpoint that this object saved, if known."""
         return self._last_saved[1].get("iteration") if self._last_saved else None
 
     def save_again(self) -> None:
-        """Write the last checkpoint once more, as things stand now."""
+        """Overwrite the last checkpoint with the current state."""
+        assert self._last_saved is not None
         name, kwargs = self._last_saved
         self.save(name, **kwargs)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint of Detectron2, of this package, of another library's FCOS, or a ResNet.
 
-        Other libraries' are converted as :func:`fcos_d2.checkpoint.convert` does, ResNets are
-        torchvision's or those of Detectron2's zoo.
+        Other libraries' FCOS is converted, see :func:`fcos_d2.checkpoint.convert`. A ResNet is one
+        of torchvision or of Detectron2's model zoo.
 
-        Training that starts from a checkpoint of other classes (``checkpointables=[]``, as
-        ``resume_or_load`` says it) keeps everything but the class predictor.
+        Training that starts from a checkpoint of other classes (``checkpointables=[]``, as in
+        ``resume_or_load``) loads everything but the class predictor.
 
         Raises:
-            FileNotFoundError: the file is not there, or its URL can't be reached.
-            ValueError: it is no checkpoint, of another network, or needs more than tensors; to
-                resume or to detect, it has other classes; to detect, it has no head.
+            FileNotFoundError: the file does not exist, or its URL can't be reached.
+            ValueError: it is not a checkpoint, is of another network or needs more than tensors;
+                when resuming or for inference, it has other classes; for inference, it has no head.
         """
         local = find_weights(path) if path or self.for_inference else path
         self._fine_tune = checkpointables is not None and not self.for_inference
@@ -111,7 +113,7 @@ class FCOSCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         checkpoint = read_checkpoint(filename)
         if filename.endswith((".pkl", ".pyth")):
-            # Detectron2's and pycls' own formats, in a file that is known now to do no harm.
+            # Formats of Detectron2 and pycls; read_checkpoint() has found the file harmless.
             checkpoint = super()._load_file(filename)
         try:
             weights = unwrap(checkpoint)
@@ -120,31 +122,48 @@ class FCOSCheckpointer(DetectionCheckpointer):
                 weights = checkpoint["model"]
         except ValueError as error:
             raise ValueError(f"{filename}: {error}") from error
-        weights = self._without_other_classes(weights, checkpoint.get("class_names"), filename)
+        weights = self._drop_other_classes(weights, checkpoint.get("class_names"), filename)
         if is_torchvision_resnet(weights):
-            weights = self._place_resnet(weights, filename)
+            weights = rename_torchvision_resnet(weights, self.model.state_dict(), filename)
         if self.for_inference and not any(k.startswith("proposal_generator.") for k in weights):
             raise ValueError(
-                f"{filename} holds no FCOS head, only what training starts from. Name a trained "
-                "checkpoint: MODEL.WEIGHTS OUTPUT_DIR/model_final.pth."
+                f"{filename} has no FCOS head: it is only for training to start from. Name a "
+                "trained checkpoint: MODEL.WEIGHTS OUTPUT_DIR/model_final.pth."
             )
         return {**checkpoint, "model": weights}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        """Load the weights; to resume or to detect, all of them have to be there and to fit."""
+        """Load the weights, which must be complete and fit unless training starts from them."""
+        if self.cfg is not None:
+            checkpoint["model"] = self._drop_settings(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         misfits = [key for key, *_ in incompatible.incorrect_shapes]
         unset = {*incompatible.missing_keys, *misfits}
-        if not self.model.state_dict().keys() - unset:
-            raise ValueError(f"{self._path} holds nothing that has a place in this model.")
+        if all(key in unset or is_setting(key) for key in self.model.state_dict()):
+            raise ValueError(f"{self._path} has no tensor that fits this model.")
         if unset and not self._fine_tune:
-            listed = ", ".join(sorted(unset)[:5])
             raise ValueError(
-                f"{self._path} is of another network: {len(unset)} tensors of the model are not in "
-                f"it or have another shape ({listed}, ...). Is --config-file the one that it was "
-                "trained with?"
+                f"{self._path} is of another network: {len(unset)} tensors of the model are "
+                f"missing in it or have another shape ({', '.join(sorted(unset)[:5])}, ...). Is "
+                "--config-file the one that it was trained with?"
             )
         return incompatible
+
+    def _drop_settings(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drop the settings, with a warning if they differ from the model's."""
+        own = state_facts(self.model.state_dict())
+        lines = [
+            f"\n  {key} {own[key]} (checkpoint: {value})"
+            for key, value in state_facts(weights).items()
+            if own.get(key, value) != value
+        ]
+        if lines:
+            logger.warning(
+                "The model keeps settings of its config that differ from those of %s:%s",
+                self._path,
+                "".join(lines),
+            )
+        return {name: x for name, x in weights.items() if not is_setting(name)}
 
     def _convert(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         converted = convert(checkpoint)
@@ -157,63 +176,24 @@ class FCOSCheckpointer(DetectionCheckpointer):
         )
         return {"model": converted.weights, "class_names": converted.class_names}
 
-    def _without_other_classes(
+    def _drop_other_classes(
         self, weights: dict[str, Tensor], saved: Sequence[str] | None, filename: str
     ) -> dict[str, Tensor]:
-        """Leave out a class predictor of other classes than the data's; only to start from."""
+        """Drop a class predictor of other classes than the data's if training starts from it."""
         saved = list(saved or ())
         if not saved or not self.class_names or saved == self.class_names:
             return weights
         if not self._fine_tune:
-            raise ValueError(_other_classes(filename, saved, self.class_names))
+            raise ValueError(
+                f"{filename} was trained on other classes than those of the data.\n"
+                f"  checkpoint ({len(saved)}): {', '.join(saved)}\n"
+                f"  data ({len(self.class_names)}): {', '.join(self.class_names)}\n"
+                "Use data with the checkpoint's classes in its order (a classes.txt in a VOC "
+                "folder names them), or start a new training."
+            )
         logger.warning(
-            "%s was trained on %d other classes: its class predictor is left out.",
+            "%s was trained on %d other classes: its class predictor is not loaded.",
             filename,
             len(saved),
         )
         return {k: v for k, v in weights.items() if ".cls_score." not in k}
-
-    def _place_resnet(self, state: dict[str, Tensor], filename: str) -> dict[str, Tensor]:
-        """Find the tensors of the model's ResNet in a torchvision one, complete or partial."""
-        own = self.model.state_dict()
-        stem = [key for key in own if key.endswith("stem.conv1.weight")]
-        if len(stem) != 1:
-            raise ValueError(f"{filename} is a torchvision ResNet, but the model has none.")
-        prefix = stem[0].removesuffix("stem.conv1.weight")
-        names = {
-            key: torchvision_resnet_name(key.removeprefix(prefix))
-            for key in own
-            if key.startswith(prefix)
-        }
-        used = set(names.values())
-        left = [k for k in state if k not in used and not k.endswith("num_batches_tracked")]
-        # The model may end before layer4; of the layers that it has nothing may be left.
-        layers = {name.split(".")[0] for name in used if name.startswith("layer")}
-        misfits = [name for name in left if name.split(".")[0] in layers]
-        misfits += [n for k, n in names.items() if n in state and state[n].shape != own[k].shape]
-        if misfits:
-            raise ValueError(
-                f"{filename} is a torchvision ResNet of another shape: {len(misfits)} tensors have "
-                f"no place in the model ({', '.join(misfits[:3])}, ...). Is MODEL.RESNETS right?"
-            )
-        placed = {key: name for key, name in names.items() if name in state}
-        counts = Counter(key.removeprefix(prefix).split(".")[0] for key in placed)
-        logger.info(
-            "Read torchvision's ResNet from %s (tensors):\n%s\n  not used: %s\n  "
-            "not in the file, so as they were initialised: %s",
-            filename,
-            "\n".join(f"  loaded {part}: {n}" for part, n in sorted(counts.items())),
-            ", ".join(left) or "none",
-            ", ".join(key.removeprefix(prefix) for key in names if key not in placed) or "none",
-        )
-        return {key: state[name] for key, name in placed.items()}
-
-
-def _other_classes(filename: str, saved: list[str], wanted: list[str]) -> str:
-    return (
-        f"{filename} was trained on other classes than the data has.\n"
-        f"  checkpoint ({len(saved)}): {', '.join(saved)}\n"
-        f"  data ({len(wanted)}): {', '.join(wanted)}\n"
-        "Use data with the checkpoint's classes in its order (a classes.txt in a VOC folder names "
-        "them), or start a new training."
-    )

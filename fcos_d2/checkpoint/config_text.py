@@ -1,4 +1,4 @@
-"""Configs that are Python text, read without running it."""
+"""Dictionaries in a config that is Python source, read without executing it."""
 
 import ast
 import contextlib
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def read_sections(text: str, names: Collection[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Read the dictionaries that the text assigns to ``names``.
+    """Read the dictionaries that a config assigns to ``names``.
 
     Args:
-        text: of a config; of anything else, and of a config that is continued in other files
-            (``_base_``), nothing is read.
-        names: what to look for.
+        text: Python source. In other text, and in a config that inherits from other files
+            (``_base_``), nothing is found.
+        names: variables to read.
 
     Returns:
-        the dictionaries that are there by their names, tuples in them as lists; and the dotted
-        names of what in them can't be read and is left out.
+        The dictionaries by name, tuples as lists; and the dotted names of unreadable entries, which
+        are skipped.
     """
     sections: dict[str, Any] = {}
     unread: list[str] = []
@@ -26,27 +26,23 @@ def read_sections(text: str, names: Collection[str]) -> tuple[dict[str, dict[str
         for name in () if "_base_" in values else names:
             if name in values:
                 with contextlib.suppress(TypeError, ValueError):
-                    sections[name] = _value(values[name], name, unread)
+                    sections[name] = _evaluate(values[name], name, unread)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}, []
     return {name: value for name, value in sections.items() if isinstance(value, dict)}, unread
 
 
-def _value(node: ast.expr, name: str, unread: list[str]) -> Any:
-    """What an expression of constants and containers says, ``dict(key=...)`` included.
+def _evaluate(node: ast.expr, name: str, unread: list[str]) -> Any:
+    """Return the value of constants, containers and ``dict(key=...)``; a ``type`` may be a class.
 
-    A ``type`` may be a class instead of its name. ``name`` is the dotted one of what has the value.
-
-    Raises:
-        TypeError: it is no such expression.
-        ValueError: the same.
+    ``name`` is the dotted name of the value. TypeError or ValueError for other expressions.
     """
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_value(item, name, unread) for item in node.elts]
-    if isinstance(node, ast.Name | ast.Attribute) and name.endswith(".type"):
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_evaluate(item, name, unread) for item in node.elts]
+    if isinstance(node, (ast.Name, ast.Attribute)) and name.endswith(".type"):
         return ast.unparse(node)
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict" and not node.args:
-        entries = [(word.arg, word.value) for word in node.keywords]
+        entries: list[tuple[Any, ast.expr]] = [(x.arg, x.value) for x in node.keywords]
     elif isinstance(node, ast.Dict):
         keys = (None if key is None else ast.literal_eval(key) for key in node.keys)
         entries = list(zip(keys, node.values, strict=True))
@@ -54,9 +50,9 @@ def _value(node: ast.expr, name: str, unread: list[str]) -> Any:
         return ast.literal_eval(node)
     value = {}
     for key, item in entries:
-        entry = f"{name}.{'**' if key is None else key}"  # dict(**others)
+        entry = f"{name}.{'**' if key is None else key}"  # None: dict(**others)
         try:
-            value[key] = _value(item, entry, unread)
+            value[key] = _evaluate(item, entry, unread)
         except (TypeError, ValueError):
             unread.append(entry)
     return value

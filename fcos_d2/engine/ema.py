@@ -36,12 +36,13 @@ class ModelEma:
     def __init__(self, model: nn.Module, decay: float):
         self._model = model
         self._decay = decay
-        self._current = model.state_dict()  # shares the model's memory; making it takes its time
         self.reset()
 
     def reset(self) -> None:
         """Start from the weights that the model has now."""
         self.num_updates = 0
+        # Shares the model's memory but for its settings; making it takes its time.
+        self._current = self._model.state_dict()
         # clone() keeps the memory format.
         self._average = {key: x.clone() for key, x in self._current.items()}
 

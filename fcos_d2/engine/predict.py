@@ -73,7 +73,7 @@ class Predictor(DefaultPredictor):
         # head, so it gets none.
         weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
         super().__init__(cfg)
-        FCOSCheckpointer(self.model, for_inference=True).load(weights)
+        FCOSCheckpointer(self.model, cfg=self.cfg, for_inference=True).load(weights)
         if self.cfg.MODEL.CHANNELS_LAST:
             self.model.to(memory_format=torch.channels_last)
         if options:

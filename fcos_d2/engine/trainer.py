@@ -275,7 +275,11 @@ def evaluate(cfg, resume: bool = False) -> dict:
     options = inference_options(cfg)
     model: nn.Module = Trainer.build_model(cfg)
     checkpointer = FCOSCheckpointer(
-        model, cfg.OUTPUT_DIR, class_names=class_names(cfg.DATASETS.TEST[0]), for_inference=True
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=class_names(cfg.DATASETS.TEST[0]),
+        cfg=cfg,
+        for_inference=True,
     )
     resume = resume and checkpointer.has_checkpoint()
     weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS

@@ -1,6 +1,6 @@
 """The network: importing this package registers it with Detectron2."""
 
-from .backbone import TopBlock, build_resnet_fcos_fpn_backbone
+from .backbone import ResNetFPN, TopBlock, build_resnet_fcos_fpn_backbone
 from .decoder import FCOSDecoder
 from .head import FCOSHead
 from .locations import Locations, compute_locations
@@ -20,6 +20,7 @@ __all__ = [
     "FCOSWithTTA",
     "Locations",
     "Matches",
+    "ResNetFPN",
     "TopBlock",
     "build_resnet_fcos_fpn_backbone",
     "compute_locations",

@@ -5,8 +5,11 @@ import math
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
+from detectron2.modeling.backbone.resnet import BottleneckBlock
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
+
+from .saved_settings import SavedSettings
 
 
 class TopBlock(nn.Module):
@@ -36,8 +39,31 @@ class TopBlock(nn.Module):
         return results
 
 
+class ResNetFPN(SavedSettings, FPN):
+    """Detectron2's ``FPN`` on a ResNet; its state dict holds the ResNet's STRIDE_IN_1X1."""
+
+    saved_settings = ("stride_in_1x1",)
+
+    @property
+    def stride_in_1x1(self) -> bool | None:
+        """Which convolution of a bottleneck has the stride; None without bottlenecks."""
+        strides = [block.conv1.stride[0] for block in self._bottlenecks()]
+        return max(strides) > 1 if strides else None
+
+    @stride_in_1x1.setter
+    def stride_in_1x1(self, value: bool) -> None:
+        for block in self._bottlenecks():
+            stride = (block.stride, block.stride)
+            block.conv1.stride, block.conv2.stride = (stride, (1, 1)) if value else ((1, 1), stride)
+
+    def _bottlenecks(self) -> list[BottleneckBlock]:
+        """Return the bottlenecks that reduce the resolution."""
+        blocks = self.bottom_up.modules()
+        return [x for x in blocks if isinstance(x, BottleneckBlock) and x.stride > 1]
+
+
 @BACKBONE_REGISTRY.register()
-def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
     """Build the backbone of FCOS (paper, section 3.2): P3..P5, and P6 and P7 by stride-2 conv.
 
     Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here
@@ -50,7 +76,7 @@ def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
         ValueError: the input of the top block is neither the last level of the FPN nor its stage.
     """
     bottom_up = build_resnet_backbone(cfg, input_shape)
-    return FPN(
+    return ResNetFPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,

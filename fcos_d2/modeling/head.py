@@ -8,6 +8,7 @@ from detectron2.layers import ShapeSpec, cat, get_norm
 from torch import Tensor, nn
 
 from ..config import get_num_classes
+from .saved_settings import SavedSettings
 
 
 class Scale(nn.Module):
@@ -59,8 +60,10 @@ def _flatten(maps: list[Tensor]) -> Tensor:
     return cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
 
 
-class FCOSHead(nn.Module):
+class FCOSHead(SavedSettings):
     """The head of FCOS (paper, section 3.2 and figure 2), one for all levels."""
+
+    saved_settings = ("box_activation", "centerness_on_cls")
 
     @configurable
     def __init__(

@@ -16,6 +16,7 @@ from .head import FCOSHead
 from .locations import Locations, compute_locations
 from .losses import LossOptions, fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
+from .saved_settings import SavedSettings
 
 
 class Predictions(NamedTuple):
@@ -35,13 +36,15 @@ class Predictions(NamedTuple):
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
-class FCOSProposalGenerator(nn.Module):
+class FCOSProposalGenerator(SavedSettings):
     """FCOS on any backbone's feature maps.
 
     Called as a module it is a region proposal network under Detectron2's interface, for
     ``GeneralizedRCNN`` and ``ProposalNetwork``. :class:`FCOS` needs no second stage and takes
     the detections themselves: :meth:`predict`, then :meth:`losses` or :meth:`detect`.
     """
+
+    saved_settings = ("location_offset", "location_step")
 
     @configurable
     def __init__(

@@ -5,7 +5,7 @@ import torch
 
 from fcos_d2.checkpoint import ARCHITECTURE_KEYS
 from fcos_d2.checkpoint.architecture import build_cfg, expected_state, infer_architecture
-from fcos_d2.checkpoint.keys import collect_keys
+from fcos_d2.checkpoint.keys import collect_keys, is_setting
 
 BASE = {
     "MODEL.META_ARCHITECTURE": "FCOS",
@@ -98,7 +98,8 @@ def test_no_resnet():
         infer({"backbone.bottom_up.level2.conv.weight": torch.zeros(1)})
 
 
-def test_the_expected_state_takes_no_memory():
+def test_the_expected_state_has_settings_but_no_weights():
     state = expected_state(build_cfg(BASE, num_classes=3))
-    assert {x.device.type for x in state.values()} == {"meta"}
+    assert {x.device.type for name, x in state.items() if not is_setting(name)} == {"meta"}
+    assert state["pixel_mean"].flatten().tolist() == pytest.approx([103.53, 116.28, 123.675])
     assert state["proposal_generator.head.cls_score.weight"].shape == (3, 64, 3, 3)

@@ -103,7 +103,7 @@ def test_keys_that_are_none_of_ours_are_passed_over(tiny_cfg, tmp_path):
 def test_a_value_of_another_type(tiny_cfg, tmp_path):
     path = save(tmp_path / "a.pth", cfg={"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": "grey"})
     before = tiny_cfg.clone()
-    with pytest.raises(ValueError, match=r"a\.pth holds a key that can't be used: .*PIXEL_MEAN"):
+    with pytest.raises(ValueError, match=r"a\.pth has a key that can't be used: .*PIXEL_MEAN"):
         apply_checkpoint_keys(tiny_cfg, path, training=True)
     assert tiny_cfg == before
 

@@ -50,7 +50,7 @@ def test_pairs_of_a_command_line():
     ("options", "message"),
     [
         (["MODEL.FCOS.SCORE"], "MODEL.FCOS.SCORE has no value"),
-        (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR: no key that travels .*MODEL.FCOS.SCORE"),
+        (["SOLVER.BASE_LR", "1"], "SOLVER.BASE_LR: not stored with weights.*MODEL.FCOS.SCORE"),
         (["MODEL.FCOS.NMS_THRESH_TEST", "high"], "Type mismatch"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_frozen_config(cfg):
 
 def test_weights_that_are_not_there(cfg):
     cfg.MODEL.WEIGHTS = "nowhere.pth"
-    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS nowhere.pth can't be had"):
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS nowhere.pth could not be loaded"):
         Predictor(cfg)
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(ValueError, match="MODEL.WEIGHTS is empty"):

@@ -126,7 +126,7 @@ def test_a_resumed_run_takes_its_own_keys(make_args, earlier_run, eval_only):
     gone = ("MODEL.WEIGHTS", "gone.pth")
     cfg = setup(make_args(*gone, output="run", resume=True, eval_only=eval_only))
     assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0] and cfg.MODEL.FCOS.USE_SCALE
-    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS gone.pth can't be had"):
+    with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS gone.pth could not be loaded"):
         setup(make_args(*gone, output="other", resume=True, eval_only=eval_only))
 
 

@@ -89,5 +89,5 @@ def test_other_libraries_may_be_imported_first(pytestconfig):
         "META_ARCH FCOS",
         "ROI_HEADS",
         "PROPOSAL_GENERATOR FCOSProposalGenerator",
-        "FPN",
+        "ResNetFPN",
     ]

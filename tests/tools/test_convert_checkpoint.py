@@ -84,7 +84,7 @@ def test_partial(call, src, tmp_path):
     assert not (tmp_path / "b.pth").exists()
     status, out, err = call(src, tmp_path / "b.pth", "--partial")
     assert status == 0, err
-    assert "4 classes without names; --classes FILE" in out
+    assert "4 classes without names; set them by --classes FILE" in out
     weights = torch.load(tmp_path / "b.pth", weights_only=True)["model"]
     assert "proposal_generator.head.box_pred.bias" not in weights
     assert "proposal_generator.head.box_pred.weight" in weights
@@ -124,9 +124,9 @@ def test_an_error_is_one_line(call, tmp_path, content, message):
 def test_bad_options(call, src, tmp_path):
     (tmp_path / "none.txt").write_text("\n")
     for options, message in [
-        (("--classes", tmp_path / "none.txt"), "it has no name in it"),
+        (("--classes", tmp_path / "none.txt"), "has no class name"),
         (("--classes", tmp_path / "gone.txt"), "gone.txt"),
-        (("--opts", "SOLVER.BASE_LR", "1"), "no key that travels with weights"),
+        (("--opts", "SOLVER.BASE_LR", "1"), "not stored with weights"),
     ]:
         status, out, err = call(src, tmp_path / "b.pth", *options)
         assert status == 1 and message in err and err.count("\n") == 1

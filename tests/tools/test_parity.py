@@ -56,8 +56,7 @@ def test_a_wrong_option_is_seen(monkeypatch, key, value):
     """What the comparison is for: each key that travels with the weights is needed."""
 
     def convert_wrongly(checkpoint, source):
-        converted = convert(checkpoint, source)
-        return converted._replace(cfg={**converted.cfg, key: value})
+        return convert(checkpoint, source, overrides={key: value})
 
     monkeypatch.setattr("parity.convert", convert_wrongly)
     images = [torch.randint(0, 256, (3, 96, 160), dtype=torch.uint8)]

@@ -1,19 +1,19 @@
-"""The libraries whose FCOS can be read, one module each.
+"""The libraries whose FCOS checkpoints can be read, one module each.
 
-Every module has the same functions, and a number:
+Every module has the same functions and one constant:
 
 - ``recognise(names)``: whether tensors of these names are of the library's FCOS.
-- ``rename(name, state)``: the library's name of our tensor ``name``, in its state dict ``state``.
-  Of a tensor that it does not have, any name that ``state`` lacks.
+- ``rename(name, state)``: the library's name of our tensor ``name`` in its state dict ``state``; if
+  it has no such tensor, any name that is not in ``state``.
 - ``options(checkpoint, state, architecture)``: the ``FACT_KEYS`` and ``TEST_KEYS`` that neither
-  names nor shapes tell, as the library computes them, and a list of remarks for whoever reads the
-  file. ``checkpoint`` is the whole file's content, ``architecture`` what
-  :func:`~fcos_d2.checkpoint.architecture.infer_architecture` found.
-- ``class_names(checkpoint, num_outputs)``: the names of the class predictor's outputs, as far as
-  the library says; else an empty list.
-- ``FEWEST_TOP_LEVELS``: how many of P6 and P7 its networks have that have any.
+  names nor shapes show and that differ from this package's defaults, and a list of remarks for the
+  user. ``checkpoint`` is the content of the file, ``architecture`` the result of
+  :func:`~fcos_d2.checkpoint.architecture.infer_architecture`.
+- ``class_names(checkpoint, num_outputs)``: names of the class predictor's outputs; empty if
+  unknown.
+- ``FEWEST_TOP_LEVELS``: number of P6 and P7 that a network with any of them has at least.
 
-Names, defaults and rules are facts about the libraries; no code of theirs is here.
+Names, defaults and rules are facts about the libraries; none of their code is here.
 """
 
 from types import ModuleType

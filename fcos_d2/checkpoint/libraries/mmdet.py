@@ -1,4 +1,4 @@
-"""mmdet's ``FCOS`` with ``FCOSHead`` (MMDetection 2.x and 3.x)."""
+"""mmdet's ``FCOS`` with ``FCOSHead`` (MMDetection 2.x, 3.x); see the package's docstring."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,21 +8,20 @@ from typing import Any
 from torch import Tensor
 
 from ..config_text import read_sections
-from ..resnet import torchvision_resnet_name
+from ..resnet import FPN_NAME, count_blocks, torchvision_resnet_name
 
 FEWEST_TOP_LEVELS = 1
 
-# Their names now, and in the first versions.
+# Current names, and those of the first versions.
 _PREDICTORS = {
     "cls_score": ("conv_cls", "fcos_cls"),
     "box_pred": ("conv_reg", "fcos_reg"),
     "centerness": ("conv_centerness", "fcos_centerness"),
 }
 _TOWERS = {"cls_tower": "cls_convs", "box_tower": "reg_convs"}
-_FPN = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(norm\.)?(\w+)")
 _NORMS = ("gn", "bn")
 
-# What two of its recipes say, by their names.
+# Configs of two of its recipes, by name.
 _PLAIN = "fcos_r50-caffe_fpn_gn-head_1x_coco"
 _TRICKS = "fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco"
 _CAFFE = {"backbone": {"style": "caffe"}, "neck": {"relu_before_extra_convs": True}}
@@ -42,16 +41,16 @@ _RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 _NO_CONFIG_NOTE = (
-    "There is no readable config in the file (meta.cfg): what its shapes don't tell is taken from "
-    "the recipe {recipe}. If the model was trained with other settings, name "
-    "MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT, MODEL.RESNETS.STRIDE_IN_1X1, "
-    "MODEL.FCOS.BOX_ACTIVATION (relu with norm_on_bbox), MODEL.FCOS.CENTERNESS_ON_CLS (False with "
-    "centerness_on_reg) and MODEL.FCOS.NMS_THRESH_TEST (0.6 where that was set)."
+    "There is no readable config in the file (meta.cfg): settings that shapes do not show are from "
+    "the recipe {recipe}. If the model was trained with others, set MODEL.PIXEL_MEAN, "
+    "MODEL.PIXEL_STD, INPUT.FORMAT, MODEL.RESNETS.STRIDE_IN_1X1, MODEL.FCOS.BOX_ACTIVATION (relu "
+    "with norm_on_bbox), MODEL.FCOS.CENTERNESS_ON_CLS (False with centerness_on_reg) and "
+    "MODEL.FCOS.NMS_THRESH_TEST (0.6 where that was set)."
 )
 
-# What is read of a config.
+# Sections of a config that are read.
 _SECTIONS = ("model", "test_cfg", "data_preprocessor", "img_norm_cfg")
-# Options of its model of which ours computes one value, which is also theirs by default.
+# Options of its model with one supported value, which is the default.
 _FIXED = {
     "bbox_head.norm_cfg.num_groups": 32,
     "bbox_head.loss_cls.use_sigmoid": True,
@@ -61,24 +60,22 @@ _FIXED = {
 
 
 def recognise(names: Iterable[str]) -> bool:
-    """See :mod:`fcos_d2.checkpoint.libraries`."""
     parts = tuple(f"bbox_head.{part}." for part in _PREDICTORS["centerness"])
     return any(name.startswith(parts) for name in names)
 
 
 def rename(name: str, state: Mapping[str, Tensor]) -> str:
-    """See :mod:`fcos_d2.checkpoint.libraries`."""
     if name.startswith("backbone.bottom_up."):
         return "backbone." + torchvision_resnet_name(name.removeprefix("backbone.bottom_up."))
     top = re.fullmatch(r"backbone\.top_block\.p([67])\.(\w+)", name)
     if top:
-        number = int(top[1]) - 6 + _count("neck.lateral_convs", state)
+        number = int(top[1]) - 6 + count_blocks("neck.lateral_convs", state)
         return f"neck.fpn_convs.{number}.conv.{top[2]}"
-    fpn = _FPN.fullmatch(name)
+    fpn = FPN_NAME.fullmatch(name)
     if fpn:
         kind, level, norm, rest = fpn.groups()
-        # Counted from the finest level on; the last lateral one is of level 5.
-        number = int(level) - 6 + _count("neck.lateral_convs", state)
+        # From the finest level to level 5.
+        number = int(level) - 6 + count_blocks("neck.lateral_convs", state)
         part = f"neck.{'lateral' if kind == 'lateral' else 'fpn'}_convs.{number}"
         return f"{part}.{_norm_name(part, state) if norm else 'conv'}.{rest}"
     part, _, rest = name.removeprefix("proposal_generator.head.").partition(".")
@@ -91,10 +88,10 @@ def rename(name: str, state: Mapping[str, Tensor]) -> str:
 def options(
     checkpoint: Mapping[str, Any], state: Mapping[str, Tensor], architecture: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """See :mod:`fcos_d2.checkpoint.libraries`: from the config in the file, else the recipe's.
+    """Take the options from the config in the file, or else from a recipe.
 
     Raises:
-        ValueError: the config asks for what this package's FCOS does not compute.
+        ValueError: an option that this package does not support.
     """
     recipe = _recipe(state)
     config, notes = _read_config(checkpoint)
@@ -106,15 +103,11 @@ def options(
     keys = {
         **_input_options(config, model, recipe, notes),
         "MODEL.RESNETS.STRIDE_IN_1X1": _section(model, "backbone").get("style") == "caffe",
-        "MODEL.FCOS.LOCATION_OFFSET": 0.5,
-        "MODEL.FCOS.LOCATION_STEP": "stride",
         "MODEL.FCOS.BOX_ACTIVATION": "relu" if head.get("norm_on_bbox") else "exp",
-        "MODEL.FCOS.QUALITY": "centerness",
         "MODEL.FCOS.CENTERNESS_ON_CLS": not head.get("centerness_on_reg"),
         "MODEL.FCOS.SCORE": "product",
         "MODEL.FCOS.SCORE_THRESH_ON": "cls",
         "MODEL.FCOS.TOPK_ON": "cls",
-        "MODEL.FCOS.CLIP_BEFORE_NMS": True,
         **_top_options(_section(model, "neck")),
         **_test_options(config, model, notes),
     }
@@ -122,7 +115,6 @@ def options(
 
 
 def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
-    """See :mod:`fcos_d2.checkpoint.libraries`: those in the file's ``meta``."""
     meta = _meta(checkpoint)
     dataset = meta.get("dataset_meta")
     names = meta.get("CLASSES")  # of 2.x
@@ -134,13 +126,13 @@ def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
 
 
 def _rename_in_tower(tower: str, rest: str, state: Mapping[str, Tensor]) -> str:
-    """``tower`` is theirs, ``rest`` ours: a number in the sequence, in it maybe a level, a kind."""
+    """Return their name in ``tower``; ``rest`` is ours: index in the sequence, [level,] tensor."""
     norm = _norm_name(f"{tower}.0", state)
     number, *level, kind = rest.split(".")
     index, place = divmod(int(number), 3 if norm else 2)
     if place == 0 and not level:
         return f"{tower}.{index}.conv.{kind}"
-    # Its batch norm is one for all levels, ours are one a level.
+    # It has one batch norm for all levels, we have one per level.
     if place == 1 and bool(level) == (norm == "bn"):
         return f"{tower}.{index}.{norm}.{kind}"
     return f"{tower}.{rest}"
@@ -150,24 +142,19 @@ def _norm_name(part: str, state: Mapping[str, Tensor]) -> str:
     return next((norm for norm in _NORMS if f"{part}.{norm}.weight" in state), "")
 
 
-def _count(part: str, state: Mapping[str, Tensor]) -> int:
-    numbers = re.findall(rf"^{re.escape(part)}\.(\d+)\.", "\n".join(state), re.MULTILINE)
-    return 1 + max(map(int, numbers), default=-1)
-
-
 def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     meta = checkpoint.get("meta")
     return meta if isinstance(meta, Mapping) else {}
 
 
 def _recipe(state: Mapping[str, Tensor]) -> str:
-    """The recipe that it is of, as far as tensors tell: only some have biases before norms."""
+    """Return the recipe that tensors show: only one of them has biases before norms."""
     first = "bbox_head.cls_convs.0"
     return _TRICKS if _norm_name(first, state) and f"{first}.conv.bias" in state else _PLAIN
 
 
 def _read_config(checkpoint: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the config's sections and a remark on what in them can't be read."""
+    """Return the sections of the config and a remark on the unreadable parts of them."""
     meta = _meta(checkpoint)
     text = meta.get("cfg") or meta.get("config")  # 3.x, 2.x
     config, unread = read_sections(text if isinstance(text, str) else "", _SECTIONS)
@@ -180,7 +167,7 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _type(section: Mapping[str, Any], default: str) -> str:
-    """The name of a class, which may be there with its modules."""
+    """Return the name of a section's class without its modules."""
     return str(section.get("type", default)).rpartition(".")[2]
 
 
@@ -204,15 +191,15 @@ def _check_model(model: Mapping[str, Any], architecture: Mapping[str, Any]) -> N
         problems[f"its {path} is {value}, not {wanted}"] = value != wanted
     found = [problem for problem, is_there in problems.items() if is_there]
     if found:
-        raise ValueError(f"the config in it is not that of an FCOS as here: {'; '.join(found)}.")
+        raise ValueError(f"its config is of an FCOS that is not supported: {'; '.join(found)}.")
 
 
 def _top_options(neck: Mapping[str, Any]) -> dict[str, Any]:
-    """Where P6 comes from; nothing where only shapes tell."""
+    """Return the input of P6, or nothing if only shapes show it."""
     source = neck.get("add_extra_convs")
     if not source:
         return {}
-    if source is True:  # early in 2.x there was a second option
+    if source is True:  # early 2.x had a second option
         source = "on_input" if neck.get("extra_convs_on_inputs", True) else "on_output"
     return {"MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5" if source == "on_output" else "res5"}
 
@@ -220,7 +207,7 @@ def _top_options(neck: Mapping[str, Any]) -> dict[str, Any]:
 def _input_options(
     config: Mapping[str, Any], model: Mapping[str, Any], recipe: str, notes: list[str]
 ) -> dict[str, Any]:
-    # 3.x has it in the model or beside it, 2.x beside it under another name.
+    # In 3.x in the model or beside it, in 2.x beside it under another name.
     found = _section(model, "data_preprocessor") or _section(config, "data_preprocessor")
     if not found and "img_norm_cfg" in config:
         norm = config["img_norm_cfg"]
@@ -229,12 +216,12 @@ def _input_options(
         found = _RECIPES[recipe]["data_preprocessor"]
         notes.append(
             "The config in the file has no mean and std of pixels: those of the recipe "
-            f"{recipe} are taken (MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
+            f"{recipe} are used (MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
         )
     divisor = found.get("pad_size_divisor", 1)
     if divisor != 32:
         notes.append(
-            f"Its images are padded to multiples of {divisor} pixels (pad_size_divisor), here to "
+            f"It pads images to multiples of {divisor} pixels (pad_size_divisor), this package to "
             "multiples of 32: predictions near the padding differ."
         )
     return {
@@ -247,14 +234,15 @@ def _input_options(
 def _test_options(
     config: Mapping[str, Any], model: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    # Beside the model early in 2.x; what is there in 3.x has none of these keys.
+    # Beside the model early in 2.x; the section there in 3.x has none of these keys.
     found = _section(model, "test_cfg") or _section(config, "test_cfg")
     nms = _section(found, "nms")
     nms_type, least_size = _type(nms, "nms"), found.get("min_bbox_size", 0)
     replaced = {
         f"{nms_type} is replaced by plain NMS": nms_type != "nms",
-        "class_agnostic NMS is replaced by one for each class": nms.get("class_agnostic"),
-        f"min_bbox_size {least_size} is replaced by 0: only empty boxes go": least_size != 0,
+        "class_agnostic NMS is replaced by class-wise NMS": nms.get("class_agnostic"),
+        f"min_bbox_size {least_size} is replaced by 0: only empty boxes are dropped": least_size
+        != 0,
     }
     notes += [f"Its {what}." for what, is_there in replaced.items() if is_there]
     return {

@@ -129,7 +129,7 @@ def test_a_backbone_that_is_no_resnet(make_state):
         name.replace("bottom_up.res", "bottom_up.level"): x
         for name, x in make_state("adelaidet").items()
     }
-    with pytest.raises(ValueError, match="its backbone is no ResNet-18.*where res4 is expected"):
+    with pytest.raises(ValueError, match="its backbone is not a ResNet-18.*where res4 is expected"):
         convert(state)
 
 

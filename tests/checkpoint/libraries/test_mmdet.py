@@ -292,7 +292,7 @@ def test_the_config_is_not_run(make_state, tmp_path):
     assert not path.exists()
     assert converted.notes == ["Unreadable in its config, so ignored: model.bbox_head.x."] + [
         "The config in the file has no mean and std of pixels: those of the recipe "
-        "fcos_r50-caffe_fpn_gn-head_1x_coco are taken "
+        "fcos_r50-caffe_fpn_gn-head_1x_coco are used "
         "(MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT)."
     ]
 
