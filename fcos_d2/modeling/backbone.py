@@ -2,6 +2,7 @@
 
 import math
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import FPN
@@ -63,7 +64,7 @@ class ResNetFPN(SavedSettings, FPN):
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
+def build_resnet_fcos_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNetFPN:
     """Build the backbone of FCOS (paper, section 3.2): P3..P5, and P6 and P7 by stride-2 conv.
 
     Detectron2's ``build_retinanet_resnet_fpn_backbone`` computes P6 from C5 only; here
@@ -86,7 +87,7 @@ def build_resnet_fcos_fpn_backbone(cfg, input_shape: ShapeSpec) -> ResNetFPN:
     )
 
 
-def _build_top_block(cfg, bottom_up_shape: dict[str, ShapeSpec]) -> nn.Module | None:
+def _build_top_block(cfg: CfgNode, bottom_up_shape: dict[str, ShapeSpec]) -> nn.Module | None:
     in_feature = cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     last_stage = cfg.MODEL.FPN.IN_FEATURES[-1]

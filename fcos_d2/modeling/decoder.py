@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
@@ -68,7 +68,7 @@ class FCOSDecoder:
         self.min_box_size = min_box_size
 
     @classmethod
-    def from_config(cls, cfg) -> dict:
+    def from_config(cls, cfg: CfgNode) -> dict:
         """Map the test keys of ``cfg`` to the constructor's arguments."""
         return {
             "score": cfg.MODEL.FCOS.SCORE,

@@ -1,6 +1,7 @@
 """Sigmoid focal loss over dense logits: value and closed-form gradient in one pass."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ def sigmoid_focal_loss(
 
 class _SigmoidFocalLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, labels, weights, gamma):
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, weights: tuple[float, float], gamma: float
+    ) -> Tensor:
         # Saved in at least float32: before the division by the number of positives, and the loss
         # scale of mixed precision, the gradient of most entries underflows in float16.
         half = logits.dtype in (torch.float16, torch.bfloat16)
@@ -44,7 +47,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
         result = torch.empty_like(grad, dtype=ctx.dtype)
         return torch.mul(grad, grad_output, out=result), None, None, None

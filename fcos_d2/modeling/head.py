@@ -3,7 +3,7 @@
 import math
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, get_norm
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ BOX_ACTIVATIONS = ("relu", "exp")
 QUALITIES = ("centerness", "iou", "none")
 
 
-class _Tower(nn.Sequential):
+class _Tower(nn.ModuleList):
     """Convolution, norm, ReLU, repeated; a list of norms holds one for each level."""
 
     def forward(self, x: Tensor, level: int) -> Tensor:
@@ -47,7 +47,7 @@ def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> _Tower:
         elif norm:
             layers.append(get_norm(norm, channels))
         layers.append(nn.ReLU())
-    return _Tower(*layers)
+    return _Tower(layers)
 
 
 def _flatten(maps: list[Tensor]) -> Tensor:
@@ -137,11 +137,13 @@ class FCOSHead(SavedSettings):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        assert self.cls_score.bias is not None
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
 
     @classmethod
-    def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
         """Map ``cfg.MODEL.FCOS`` to the constructor's arguments."""
         return {
             "input_shape": input_shape,

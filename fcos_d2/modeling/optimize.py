@@ -2,8 +2,10 @@
 
 import copy
 import logging
+from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -70,12 +72,12 @@ def optimize_for_inference(
         # The images need no hook: a convolution takes the memory format of its weights.
         model.to(memory_format=torch.channels_last)
     if compile:
-        model.backbone.compile(dynamic=True)
-        model.proposal_generator.head.compile(dynamic=True)
+        model.get_submodule("backbone").compile(dynamic=True)
+        _fcos_head(model).compile(dynamic=True)
     return model.eval()
 
 
-def inference_options(cfg) -> dict | None:
+def inference_options(cfg: CfgNode) -> dict | None:
     """Parse TEST.OPTIMIZE: "none", or a precision, optionally followed by "+compile".
 
     Returns:
@@ -96,7 +98,7 @@ def inference_options(cfg) -> dict | None:
     return {"dtype": PRECISIONS[name], "compile": name != value}
 
 
-def _check_model(model: nn.Module, dtype: torch.dtype) -> None:
+def _fcos_head(model: nn.Module) -> FCOSHead:
     head = getattr(getattr(model, "proposal_generator", None), "head", None)
     if not isinstance(head, FCOSHead) or not hasattr(model, "backbone"):
         raise ValueError(
@@ -104,6 +106,11 @@ def _check_model(model: nn.Module, dtype: torch.dtype) -> None:
             "`backbone` or no `proposal_generator` with an FCOSHead. A model wrapped for "
             "distributed training is its `.module`."
         )
+    return head
+
+
+def _check_model(model: nn.Module, dtype: torch.dtype) -> None:
+    _fcos_head(model)
     if dtype not in PRECISIONS.values():
         raise ValueError(f"dtype is {dtype}, not one of {tuple(PRECISIONS.values())}.")
     if hasattr(model, "roi_heads") and dtype != torch.float32:
@@ -152,21 +159,22 @@ def _fold_batch_norms(model: nn.Module) -> None:
         if isinstance(module, Conv2d) and _is_fixed_batch_norm(module.norm):
             _fold(module, module.norm)
             module.norm = None
-    head = model.proposal_generator.head
+    head = _fcos_head(model)
     for name in _TOWERS:
         setattr(head, name, _folded_tower(getattr(head, name)))
 
 
-def _folded_tower(tower: nn.Sequential) -> nn.Sequential:
+def _folded_tower(tower: nn.ModuleList) -> nn.ModuleList:
     """A convolution and the batch norm of each level become one convolution a level."""
     layers: list[nn.Module] = []
     for layer in tower:
         if isinstance(layer, nn.ModuleList) and all(_is_fixed_batch_norm(x) for x in layer):
             conv = layers.pop()
+            assert isinstance(conv, nn.Conv2d)
             layers.append(nn.ModuleList(_fold(copy.deepcopy(conv), norm) for norm in layer))
         else:
             layers.append(layer)
-    return type(tower)(*layers)
+    return type(tower)(layers)
 
 
 def _is_fixed_batch_norm(norm: nn.Module | None) -> bool:
@@ -175,7 +183,7 @@ def _is_fixed_batch_norm(norm: nn.Module | None) -> bool:
     return isinstance(norm, kinds) and norm.running_mean is not None
 
 
-def _fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+def _fold(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight,
         conv.bias,
@@ -190,11 +198,11 @@ def _fold(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
 
 def _set_precision(model: nn.Module, dtype: torch.dtype) -> None:
     """Put backbone and head into ``dtype``; what follows another precision casts its input."""
-    head = model.proposal_generator.head
-    for module in (model.backbone, head):
+    backbone, head = model.get_submodule("backbone"), _fcos_head(model)
+    for module in (backbone, head):
         module.to(dtype)
     head.cls_score.float()
-    for module in (model.backbone, head.cls_score):
+    for module in (backbone, head.cls_score):
         module.register_forward_pre_hook(_cast_input)
 
 

@@ -1,10 +1,10 @@
 """The ROI-free proposal head: locations, head, matcher, losses and decoder put together."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY
 from detectron2.structures import ImageList, Instances
@@ -108,7 +108,7 @@ class FCOSProposalGenerator(SavedSettings):
         )
 
     @classmethod
-    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """Map ``cfg.MODEL.FCOS``, and for proposals ``cfg.MODEL.RPN``, to the arguments."""
         in_features = list(cfg.MODEL.FCOS.IN_FEATURES)
         if not in_features:
@@ -262,7 +262,7 @@ class FCOSProposalGenerator(SavedSettings):
         return result
 
 
-def _new_locations(*args) -> Locations:
+def _new_locations(*args: Any) -> Locations:
     # Made under inference mode, they could not be used in training later.
     with torch.inference_mode(False):
         return compute_locations(*args)
@@ -271,7 +271,7 @@ def _new_locations(*args) -> Locations:
 _known_locations = functools.lru_cache(maxsize=64)(_new_locations)
 
 
-def _proposal_decoder(cfg, stage: str) -> FCOSDecoder:
+def _proposal_decoder(cfg: CfgNode, stage: str) -> FCOSDecoder:
     """Limits of proposals under Detectron2's names; ``stage`` is "TRAIN" or "TEST"."""
     return FCOSDecoder(
         score=cfg.MODEL.FCOS.SCORE,

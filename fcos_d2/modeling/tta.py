@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .decoder import nms_by_class
 from .meta_arch import FCOS, output_size
+from .proposal_generator import FCOSProposalGenerator
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class FCOSWithTTA(nn.Module):
             ValueError: another model, or TEST.AUG names no view.
         """
         super().__init__()
-        _check_model(model)
+        model = _checked(model)
         if tta_mapper is None:
             _check_views(cfg.TEST.AUG)
             tta_mapper = DatasetMapperTTA(cfg)
@@ -64,7 +65,7 @@ class FCOSWithTTA(nn.Module):
         self.train(model.training)
 
     @property
-    def proposal_generator(self) -> nn.Module:
+    def proposal_generator(self) -> FCOSProposalGenerator:
         """The model's own; its decoder holds the thresholds."""
         return self.model.proposal_generator
 
@@ -161,9 +162,9 @@ def _as_bytes(image: Tensor) -> Tensor:
     return rounded if torch.equal(rounded.to(image.dtype), image) else image
 
 
-def _check_model(model: nn.Module) -> None:
+def _checked(model: nn.Module) -> FCOS:
     if isinstance(model, FCOS):
-        return
+        return model
     advice = "a model wrapped for distributed training is its `.module`"
     if isinstance(model, GeneralizedRCNN):
         advice = (
