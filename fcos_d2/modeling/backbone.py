@@ -59,7 +59,7 @@ class ResNetFPN(SavedSettings, FPN):
 
     def _bottlenecks(self) -> list[BottleneckBlock]:
         """Return the bottlenecks that reduce the resolution."""
-        blocks = self.bottom_up.modules()
+        blocks = self.get_submodule("bottom_up").modules()
         return [x for x in blocks if isinstance(x, BottleneckBlock) and x.stride > 1]
 
 

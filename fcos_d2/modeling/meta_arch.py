@@ -29,6 +29,9 @@ class FCOS(SavedSettings):
 
     saved_settings = ("trained_format",)
 
+    pixel_mean: Tensor  # (C, 1, 1)
+    pixel_std: Tensor  # (C, 1, 1)
+
     @configurable
     def __init__(
         self,
