@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetFromList
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
@@ -75,7 +75,7 @@ class TrainLoader:
 class _SeededDataset(Dataset):
     """Map the record of (index, draw) with numpy's generator seeded by the draw."""
 
-    def __init__(self, records: Dataset, mapper: Callable[[dict], dict], seed: int):
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], seed: int):
         self.records = records
         self.mapper = mapper
         self.seed = seed
@@ -119,7 +119,7 @@ def get_records(
     return records
 
 
-def _train_loader_from_config(cfg) -> dict:
+def _train_loader_from_config(cfg: CfgNode) -> dict:
     return {
         "dataset": get_records(
             cfg.DATASETS.TRAIN,

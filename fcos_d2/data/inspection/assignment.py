@@ -316,8 +316,8 @@ def _count_locations(
             box, place = _match(chosen, locations, rule)
             ends = np.cumsum([len(image.boxes) for image in chosen])
             cell = box * num_levels + locations.level_of(place)
-            counts = torch.bincount(cell, minlength=int(ends[-1]) * num_levels)
-            counts = np.split(counts.view(-1, num_levels).numpy(), ends[:-1])
+            totals = torch.bincount(cell, minlength=int(ends[-1]) * num_levels)
+            counts = np.split(totals.view(-1, num_levels).numpy(), ends[:-1])
             trained = [_instances(image, ~image.ignored) for image in chosen]
             passed, claims = rule.matcher.count_candidates(locations, trained)
             ambiguous += int((claims > 1).sum())

@@ -115,18 +115,25 @@ def json_lines(path: str) -> dict[str, list[int]]:
     with open(path, encoding="utf-8") as file:
         text = file.read()
     decode, gap = JSONDecoder().raw_decode, re.compile(r"[\s,:]*")
+
+    def skip(at: int) -> int:
+        """Return the index behind spaces, commas and colons."""
+        match = gap.match(text, at)
+        assert match is not None
+        return match.end()
+
     lines: dict[str, list[int]] = {}
     line, counted = 1, 0
     at = text.index("{") + 1
-    while text[at := gap.match(text, at).end()] != "}":
+    while text[at := skip(at)] != "}":
         key, at = decode(text, at)
-        at = gap.match(text, at).end()
+        at = skip(at)
         if text[at] != "[":
             _, at = decode(text, at)
             continue
         lines[key] = []
         at += 1
-        while text[at := gap.match(text, at).end()] != "]":
+        while text[at := skip(at)] != "]":
             line, counted = line + text.count("\n", counted, at), at
             lines[key].append(line)
             _, at = decode(text, at)
