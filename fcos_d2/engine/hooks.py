@@ -11,7 +11,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import FCOSCheckpointer
 from ..data import class_names
-from ..evaluation.coco import COCO_ROWS
+from ..evaluation.coco_evaluation import COCO_ROWS
 
 BEST_NAME = "model_best"
 FINAL_NAME = "model_final"  # as Detectron2's PeriodicCheckpointer has it

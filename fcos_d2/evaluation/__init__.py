@@ -1,12 +1,13 @@
-"""The evaluator of a dataset: COCO's table and PASCAL VOC's own AP over one set of predictions."""
+"""Evaluators, their result files, and COCO's and PASCAL VOC's tables."""
 
-from .coco import coco_table
-from .evaluator import DetectionEvaluator
+from .coco_evaluation import coco_table
+from .evaluator import DetectionEvaluator, ModelInfo
 from .proposals import ProposalEvaluator
-from .voc import voc_average_precision
+from .voc_evaluation import voc_average_precision
 
 __all__ = [
     "DetectionEvaluator",
+    "ModelInfo",
     "ProposalEvaluator",
     "coco_table",
     "voc_average_precision",

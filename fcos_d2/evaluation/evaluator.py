@@ -1,34 +1,33 @@
-"""The evaluator that Detectron2's inference loop feeds: collects, gathers, measures, writes."""
+"""The evaluator for Detectron2's inference loop: collects, gathers, measures, logs, writes."""
 
 import itertools
 import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from ..files import write_json
-from .coco import coco_table, json_category_ids
+from .coco_evaluation import coco_table, json_category_ids
 from .records import check_predictions, is_ignored, predictions_of
-from .results import RESULTS_FILE, TABLES_FILE
+from .results import write_results
 from .tables import format_class_table, format_coco_table, format_voc_table
-from .voc import voc_average_precision
+from .voc_evaluation import voc_average_precision
 
 logger = logging.getLogger(__name__)
 
 
 class ModelInfo(NamedTuple):
-    """What is evaluated, for ``evaluation.json``.
+    """The evaluated model, for ``evaluation.json``.
 
     Attributes:
-        weights: the file, as it was named; None for a model that is being trained.
-        iteration: of the training, counted from 0 as in the names of checkpoints; None: not known.
-        ema: whether the weights are averaged ones; None: not known.
-        tta: with test-time augmentation.
-        optimize: TEST.OPTIMIZE, with compilation ("bfloat16+compile").
+        weights: file name as given; None for a model in training.
+        iteration: of the training, counted from 0 as in checkpoint names; None if unknown.
+        ema: whether the weights are an exponential moving average; None if unknown.
+        tta: whether test-time augmentation was on.
+        optimize: TEST.OPTIMIZE.
     """
 
     weights: str | None = None
@@ -39,23 +38,21 @@ class ModelInfo(NamedTuple):
 
 
 class DetectionEvaluator(DatasetEvaluator):
-    """COCO's table and VOC's AP50 of one dataset, from one pass of predictions.
+    """COCO's table and VOC's AP50 of one data set, from one pass of predictions.
 
-    Both are measured over all images of the records. An image that was never processed (a part of
-    the dataset was run) counts as one on which nothing was found, and a warning says how many.
-    An image that was processed twice is an error.
+    Both cover all images of the records. Images that were not processed count as images without
+    detections, with a warning; an image processed twice is an error.
 
     Args:
-        dataset_name: the dataset's registered name, for messages and ``evaluation.json``.
-        records: its Detectron2 dataset dicts, objects with ``difficult`` or ``iscrowd`` being
-            ignored ground truth.
+        dataset_name: registered name, for messages and ``evaluation.json``.
+        records: Detectron2 dataset dicts; ``difficult`` or ``iscrowd`` marks ignored objects.
         class_names: names of the K classes.
-        output_dir: folder for ``coco_instances_results.json`` (the predictions in COCO's format,
-            with the json file's own category ids if there is one) and ``evaluation.json`` (the
-            tables); None writes nothing.
-        json_file: the dataset's COCO annotation file, if it comes from one.
-        distributed: gather the predictions of all ranks; the main process alone has results.
-        model_info: the model that is evaluated, for ``evaluation.json``; None if not known.
+        output_dir: folder for ``coco_instances_results.json`` (predictions in COCO's format, with
+            the category ids of ``json_file`` if given) and ``evaluation.json`` (the tables); None
+            writes nothing.
+        json_file: COCO annotation file of the data set, if it has one.
+        distributed: gather the predictions of all ranks; only the main process has results.
+        model_info: the evaluated model, for ``evaluation.json``; None if unknown.
 
     Raises:
         ValueError: two records share an image id, or the categories of ``json_file`` are not
@@ -82,9 +79,9 @@ class DetectionEvaluator(DatasetEvaluator):
         self._distributed = distributed
         # Predictions are kept in the order of the records, whatever rank or batch made them.
         self._order = {record["image_id"]: i for i, record in enumerate(records)}
-        if len(self._order) != len(records):
-            image_id = _repeated(record["image_id"] for record in records)
-            raise ValueError(f"{dataset_name}: two of its records have the image id {image_id!r}")
+        repeated = _first_repeated(record["image_id"] for record in records)
+        if repeated is not None:
+            raise ValueError(f"{dataset_name}: two records have the image id {repeated!r}")
         if json_file is None:
             self._category_ids = list(range(len(self._class_names)))
         else:
@@ -96,15 +93,15 @@ class DetectionEvaluator(DatasetEvaluator):
         self._processed: list[tuple[int | str, list[dict]]] = []
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        """Keep one batch's detections.
+        """Keep the detections of one batch.
 
         Args:
             inputs: dicts with ``image_id``.
-            outputs: dicts with ``instances``, whose ``pred_boxes`` (XYXY in pixels of the original
-                image), ``scores`` and ``pred_classes`` are read.
+            outputs: dicts with ``instances``: ``pred_boxes`` (XYXY in pixels of the original
+                image), ``scores`` and ``pred_classes``.
 
         Raises:
-            ValueError: an image that is not the dataset's, a class id out of range, or a box or
+            ValueError: an image that is not in the data set, a class id out of range, or a box or
                 score that is not finite.
         """
         for given, output in zip(inputs, outputs, strict=True):
@@ -112,7 +109,7 @@ class DetectionEvaluator(DatasetEvaluator):
             if image_id not in self._order:
                 raise ValueError(
                     f"image {image_id!r} is not among the {len(self._order)} images of "
-                    f"{self._dataset_name}: the loader and the evaluator have different datasets"
+                    f"{self._dataset_name}: the loader and the evaluator have different data sets"
                 )
             predictions = predictions_of(output["instances"], image_id)
             check_predictions(predictions, self._order, self._class_names)
@@ -123,8 +120,8 @@ class DetectionEvaluator(DatasetEvaluator):
 
         Returns:
             ``bbox``: COCO's twelve numbers and ``AP-<class>``; ``voc``: ``AP50_11point``,
-            ``AP50_area`` and both for each class (``AP50_area-<class>``). Percent, nan where there
-            is nothing to measure. Empty on ranks other than the main one.
+            ``AP50_area`` and both per class (``AP50_area-<class>``). In percent, nan without
+            ground truth. Empty on ranks other than the main one.
 
         Raises:
             ValueError: an image was processed twice.
@@ -136,23 +133,54 @@ class DetectionEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return OrderedDict()
         predictions = self._in_order(processed)
-        report = self._measure(predictions, num_processed_images=len(processed))
-        self._log(report)
+        tables = self._measure(predictions, num_processed_images=len(processed))
+        _log(tables)
         if self._output_dir is not None:
-            self._write(predictions, report)
-        return _results(report)
+            write_results(self._output_dir, predictions, tables)
+            logger.info("Predictions and tables are in %s", self._output_dir)
+        return _flatten(tables)
 
-    def _measure(self, predictions: list[dict], num_processed_images: int) -> dict:
-        """Everything that ``evaluation.json`` holds."""
+    def _in_order(self, processed: list[tuple[int | str, list[dict]]]) -> list[dict]:
+        """All predictions in the order of the records."""
+        repeated = _first_repeated(image_id for image_id, _ in processed)
+        if repeated is not None:
+            raise ValueError(
+                f"image {repeated!r} of {self._dataset_name} was processed twice, so its "
+                "detections would count as duplicates: call reset() first, and give each image to "
+                "one rank only"
+            )
+        missing = len(self._records) - len(processed)
+        if missing:
+            logger.warning(
+                "%s: %d of %d images were not processed; they count as images without detections",
+                self._dataset_name,
+                missing,
+                len(self._records),
+            )
+        processed = sorted(processed, key=lambda item: self._order[item[0]])
+        return [prediction for _, predictions in processed for prediction in predictions]
+
+    def _measure(self, predictions: list[dict], num_processed_images: int) -> dict[str, Any]:
+        """The content of ``evaluation.json``."""
         names, records = self._class_names, self._records
         coco, coco_classes = coco_table(records, predictions, names, self._json_file)
         voc, voc_classes = voc_average_precision(records, predictions, names)
-        counts = self._class_counts(predictions)
+        objects = Counter(
+            (item["category_id"], is_ignored(item))
+            for record in records
+            for item in record.get("annotations", ())
+        )
+        predicted = Counter(prediction["category_id"] for prediction in predictions)
         rows = [
-            {"name": name, **coco_row, **voc_row, **count}
-            for name, coco_row, voc_row, count in zip(
-                names, coco_classes, voc_classes, counts, strict=True
-            )
+            {
+                "name": name,
+                **coco_classes[k],
+                **voc_classes[k],
+                "num_ground_truth": objects[k, False],
+                "num_ignored": objects[k, True],
+                "num_predictions": predicted[k],
+            }
+            for k, name in enumerate(names)
         ]
         return {
             "dataset": self._dataset_name,
@@ -169,71 +197,32 @@ class DetectionEvaluator(DatasetEvaluator):
             "per_class": rows,
         }
 
-    def _in_order(self, processed: list[tuple[int | str, list[dict]]]) -> list[dict]:
-        """All predictions in the order of the records."""
-        repeated = _repeated(image_id for image_id, _ in processed)
-        if repeated is not None:
-            raise ValueError(
-                f"image {repeated!r} of {self._dataset_name} was processed twice: its detections "
-                "would count as duplicates; call reset() first, and have no image in two ranks"
-            )
-        missing = len(self._records) - len(processed)
-        if missing:
-            logger.warning(
-                "%s: %d of %d images were not processed; they count as images without detections",
-                self._dataset_name,
-                missing,
-                len(self._records),
-            )
-        processed = sorted(processed, key=lambda item: self._order[item[0]])
-        return [prediction for _, predictions in processed for prediction in predictions]
 
-    def _class_counts(self, predictions: list[dict]) -> list[dict[str, int]]:
-        """For each class the numbers of objects to find, ignored objects and predictions."""
-        objects = Counter(
-            (item["category_id"], is_ignored(item))
-            for record in self._records
-            for item in record.get("annotations", ())
-        )
-        predicted = Counter(prediction["category_id"] for prediction in predictions)
-        return [
-            {
-                "num_ground_truth": objects[k, False],
-                "num_ignored": objects[k, True],
-                "num_predictions": predicted[k],
-            }
-            for k in range(len(self._class_names))
-        ]
-
-    def _log(self, report: dict) -> None:
-        logger.info(
-            "%s: %d images, %d objects and %d ignored ones (difficult or crowd), %d predictions",
-            *(report[key] for key in ("dataset", "num_images", "num_ground_truth", "num_ignored")),
-            report["num_predictions"],
-        )
-        logger.info("COCO's table (difficult ignored):\n%s", format_coco_table(report["bbox"]))
-        logger.info("PASCAL VOC's table:\n%s", format_voc_table(report["voc"]))
-        logger.info("Each class:\n%s", format_class_table(report["per_class"]))
-
-    def _write(self, predictions: list[dict], report: dict) -> None:
-        results = [
-            dict(item, category_id=self._category_ids[item["category_id"]]) for item in predictions
-        ]
-        write_json(os.path.join(self._output_dir, RESULTS_FILE), results)
-        write_json(os.path.join(self._output_dir, TABLES_FILE), report, indent=2)
-        logger.info("Predictions and tables are in %s", self._output_dir)
+def _first_repeated(items: Iterable[int | str]) -> int | str | None:
+    """The first item that occurs a second time, or None."""
+    seen: set[int | str] = set()
+    for item in items:
+        if item in seen:
+            return item
+        seen.add(item)
+    return None
 
 
-def _repeated(items: Iterable[int | str]) -> int | str | None:
-    """The first item that comes a second time, or None."""
-    seen = set()
-    return next((item for item in items if item in seen or seen.add(item)), None)
+def _log(tables: dict[str, Any]) -> None:
+    logger.info(
+        "%s: %d images, %d objects and %d ignored ones (difficult or crowd), %d predictions",
+        *(tables[key] for key in ("dataset", "num_images", "num_ground_truth", "num_ignored")),
+        tables["num_predictions"],
+    )
+    logger.info("COCO metrics (difficult objects ignored):\n%s", format_coco_table(tables["bbox"]))
+    logger.info("PASCAL VOC metrics:\n%s", format_voc_table(tables["voc"]))
+    logger.info("Per class:\n%s", format_class_table(tables["per_class"]))
 
 
-def _results(report: dict) -> OrderedDict:
-    """The report as the nested dict of floats that Detectron2's hooks and printers expect."""
-    bbox, voc = dict(report["bbox"]), dict(report["voc"])
-    for row in report["per_class"]:
+def _flatten(tables: dict[str, Any]) -> OrderedDict:
+    """The nested dict of floats that Detectron2's hooks and printers expect."""
+    bbox, voc = dict(tables["bbox"]), dict(tables["voc"])
+    for row in tables["per_class"]:
         bbox[f"AP-{row['name']}"] = row["AP"]
         for key in ("AP50_11point", "AP50_area"):
             voc[f"{key}-{row['name']}"] = row[key]

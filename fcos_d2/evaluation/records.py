@@ -1,27 +1,27 @@
-"""What both tables read from dataset records and predictions, and the checks on them."""
+"""Predictions and ignored objects, as all tables of the evaluation read them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from detectron2.structures import BoxMode, Instances
 
 
 def is_ignored(annotation: dict) -> bool:
-    """Whether an object is neither right nor wrong to find: VOC's difficult, COCO's crowd."""
+    """Whether detecting an object is neither right nor wrong: VOC's difficult, COCO's crowd."""
     return bool(annotation.get("difficult", 0) or annotation.get("iscrowd", 0))
 
 
 def predictions_of(instances: Instances, image_id: int | str) -> list[dict]:
-    """One image's detections in the form of COCO's results, with contiguous class ids.
+    """Convert the detections of one image to COCO's result format, with contiguous class ids.
 
     Args:
         instances: ``pred_boxes`` (N, 4) XYXY in pixels of the original image, ``scores`` (N,) and
             ``pred_classes`` (N,).
-        image_id: the record's own id.
+        image_id: id of the record.
 
     Returns:
         N dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` XYWH and ``score``; floats
-        are those of the tensors, unrounded.
+        are not rounded.
     """
     instances = instances.to("cpu")
     boxes = instances.pred_boxes.tensor.double()
@@ -34,35 +34,35 @@ def predictions_of(instances: Instances, image_id: int | str) -> list[dict]:
 
 
 def check_predictions(
-    predictions: Iterable[dict], known_ids: Iterable[int | str], class_names: Sequence[str]
+    predictions: Iterable[dict], image_ids: Collection[int | str], class_names: Sequence[str]
 ) -> None:
-    """Refuse predictions that no table can place.
+    """Refuse predictions that do not belong to a data set.
 
     Args:
-        predictions: dicts as :func:`predictions_of` gives them.
-        known_ids: the image ids of the dataset's records.
+        predictions: dicts as from :func:`predictions_of`.
+        image_ids: image ids of the data set's records.
         class_names: names of the K classes.
 
     Raises:
-        ValueError: an image id that no record has, a class id outside [0, K), or a box or score
-            that is not finite.
+        ValueError: an unknown image id, a class id outside [0, K), or a box or score that is not
+            finite.
     """
-    known = known_ids if isinstance(known_ids, (set, frozenset, dict)) else set(known_ids)
+    known = image_ids if isinstance(image_ids, (set, dict)) else set(image_ids)
     count = len(class_names)
     for prediction in predictions:
         image_id, category = prediction["image_id"], prediction["category_id"]
         if image_id not in known:
             raise ValueError(
                 f"a prediction is for image {image_id!r}, which is not among the {len(known)} "
-                "images of the dataset: evaluate on the records that the model was run on"
+                "images of the data set: evaluate on the records that the model was run on"
             )
         if not 0 <= category < count:
             raise ValueError(
-                f"a prediction on image {image_id!r} has class id {category}, but the dataset has "
-                f"{count} classes (ids 0 to {count - 1}): set MODEL.FCOS.NUM_CLASSES to {count}"
+                f"a prediction on image {image_id!r} has class id {category}, but the data set "
+                f"has {count} classes (ids 0 to {count - 1}): set MODEL.FCOS.NUM_CLASSES to {count}"
             )
         if not all(map(math.isfinite, (*prediction["bbox"], prediction["score"]))):
             raise ValueError(
                 f"a prediction on image {image_id!r} is not finite: box {prediction['bbox']}, "
-                f"score {prediction['score']}; the model's weights have probably diverged"
+                f"score {prediction['score']}; the weights have probably diverged"
             )

@@ -5,39 +5,43 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
-from .coco import COCO_ROWS
+from .coco_evaluation import COCO_ROWS
+
+# Columns of the table of classes: keys of ``per_class`` in evaluation.json, and their titles.
+CLASS_COLUMNS = {
+    "name": "class",
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP50_11point": "VOC 11-point",
+    "AP50_area": "VOC area",
+    "num_ground_truth": "objects",
+    "num_ignored": "ignored",
+    "num_predictions": "predictions",
+}
 
 
 def format_coco_table(table: dict[str, float]) -> str:
-    """COCO's twelve rows: metric, IoU, area, detections an image, percent."""
-    rows = [[*row, _shown(table[row[0]])] for row in COCO_ROWS]
-    return _table(rows, ["metric", "IoU", "area", "maxDets", "%"])
+    """COCO's twelve rows: metric, IoU, area, detections per image, percent."""
+    rows = [[*row, table[row[0]]] for row in COCO_ROWS]
+    return _format(rows, ["metric", "IoU", "area", "maxDets", "%"])
 
 
 def format_voc_table(table: dict[str, float]) -> str:
     """PASCAL VOC's two means, in percent."""
     rows = [
-        ["VOC AP50, 11-point (2007)", _shown(table["AP50_11point"])],
-        ["VOC AP50, area (2010)", _shown(table["AP50_area"])],
+        ["VOC AP50, 11-point (2007)", table["AP50_11point"]],
+        ["VOC AP50, area (2010)", table["AP50_area"]],
     ]
-    return _table(rows, ["metric", "%"])
+    return _format(rows, ["metric", "%"])
 
 
 def format_class_table(rows: Sequence[dict]) -> str:
-    """One row a class: its numbers in percent, its objects and its predictions."""
-    keys = ("AP", "AP50", "AP50_11point", "AP50_area")
-    counts = ("num_ground_truth", "num_ignored", "num_predictions")
-    body = [
-        [row["name"], *(_shown(row[key]) for key in keys), *(row[key] for key in counts)]
-        for row in rows
+    """One row per class: its metrics in percent, and its numbers of objects and predictions."""
+    return _format([[row[key] for key in CLASS_COLUMNS] for row in rows], [*CLASS_COLUMNS.values()])
+
+
+def _format(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
+    shown = [
+        [None if isinstance(x, float) and math.isnan(x) else x for x in cells] for cells in rows
     ]
-    headers = ["class", "AP", "AP50", "VOC 11-point", "VOC area"]
-    return _table(body, [*headers, "objects", "ignored", "predictions"])
-
-
-def _table(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
-    return tabulate(rows, headers=headers, floatfmt=".2f", missingval="-", tablefmt="pipe")
-
-
-def _shown(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return tabulate(shown, headers=headers, floatfmt=".2f", missingval="-", tablefmt="pipe")

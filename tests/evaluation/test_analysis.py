@@ -259,7 +259,7 @@ def test_bins_hold_their_lower_end(random_data):
         table["count"].sum()
         == (match_detections(records, predictions, names)["outcome"] != "ignored").sum()
     )
-    with pytest.raises(ValueError, match="scores go from 0.0 to 1.5"):
+    with pytest.raises(ValueError, match="scores range from 0.0 to 1.5"):
         calibration(records, [{**predictions[0], "score": s} for s in (0.0, 1.5)], names)
     with pytest.raises(ValueError, match="bins is 0"):
         calibration(records, predictions, names, bins=0)

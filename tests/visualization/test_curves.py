@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fcos_d2.evaluation.results import read_metrics
 from fcos_d2.visualization import plot_training_curves
-from fcos_d2.visualization.curves import read_metrics, smooth
+from fcos_d2.visualization.curves import smooth
 
 
 def write_lines(path, *lines):

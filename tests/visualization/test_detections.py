@@ -103,7 +103,7 @@ def test_nothing_to_draw_is_an_error_and_leaves_no_file(tmp_path, records, predi
     for record in records:
         record["file_name"] = str(tmp_path / "gone.jpg")
     for given in (records, []):
-        with pytest.raises(ValueError, match="none of the dataset's images"):
+        with pytest.raises(ValueError, match="none of the images"):
             draw_detection_grid(given, predictions, NAMES, tmp_path / "a.png")
     with pytest.raises(ValueError, match="class id 1.*1 classes"):
         draw_detection_grid(records, predictions, ["cat"], tmp_path / "a.png")

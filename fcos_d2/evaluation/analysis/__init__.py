@@ -1,11 +1,11 @@
-"""What lies behind an AP: curves, confusions, kinds of errors, calibration, single images."""
+"""Error analysis: precision-recall curves, confusions, error types, calibration, image ranking."""
 
 from .calibration import Calibration, calibration
 from .confusion import confusion_matrix
 from .errors import ERROR_TYPES, ErrorBreakdown, error_breakdown
+from .image_ranking import rank_images
 from .matching import ground_truth, match_detections
 from .precision_recall import PrecisionRecall, precision_recall
-from .ranking import rank_images
 
 __all__ = [
     "ERROR_TYPES",

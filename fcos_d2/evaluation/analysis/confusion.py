@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion matrix of classes and background."""
 
 from collections.abc import Sequence
 
@@ -17,22 +17,22 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Count objects by their class and the class that they are detected as.
 
-    Detections of a score of at least ``score_thresh`` take objects one to one, the best first,
-    whatever their class: a free object of IoU at least ``iou_thresh``, of the detection's own class
-    where there is one, else the one of the largest IoU. What is then left takes ignored objects
-    (difficult, crowd) of any class, and is not counted.
+    Detections are matched to objects one to one, regardless of class and by descending score: to
+    the free object of the largest IoU, but objects of the detection's own class come first.
+    Detections without such an object may match an ignored one (difficult, crowd) of any class, and
+    are then not counted.
 
     Args:
         records, predictions, class_names: see :func:`match_detections`.
-        score_thresh: least score of a detection that counts.
-        iou_thresh: least IoU of a match.
+        score_thresh: minimum score of a detection.
+        iou_thresh: minimum IoU of a match.
 
     Returns:
-        (K + 1, K + 1) int: rows are the objects' classes, columns the detections'. The last row
-        counts detections on background, the last column objects that are missed.
+        (K + 1, K + 1) int: rows are the classes of objects, columns those of detections. The last
+        row counts detections on background, the last column missed objects.
 
     Raises:
-        ValueError: predictions or records that don't fit together, or an IoU outside (0, 1].
+        ValueError: predictions that do not belong to the records, or an IoU outside (0, 1].
     """
     check_iou(iou_thresh)
     count = len(class_names)
@@ -44,7 +44,7 @@ def confusion_matrix(
     missed = ~ignored
     real_class = objects["category_id"].to_numpy()
     for pairs in image_pairs(detections, objects):
-        # No IoU is above 1: an object of the detection's own class goes before all others.
+        # IoU is at most 1, so objects of the detection's own class come before all others.
         enough = pairs.iou >= iou_thresh
         preference = np.where(enough, 1 + pairs.iou + 2 * pairs.same_class, 0)
         taken = match_image(preference, ignored[pairs.objects], crowd[pairs.objects], 1.0)

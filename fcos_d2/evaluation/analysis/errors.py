@@ -1,4 +1,4 @@
-"""Where AP50 is lost, by kind of error: TIDE (Bolya et al., ECCV 2020)."""
+"""AP50 lost to each type of error: TIDE (Bolya et al., ECCV 2020)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,12 +18,11 @@ class ErrorBreakdown(NamedTuple):
 
     Attributes:
         AP50: as in COCO's table, in percent; nan without objects.
-        dap: a row for each of :data:`ERROR_TYPES` and for "false positives" and "false negatives";
-            column ``dAP``: points that AP50 gains where errors of that kind, and no others, are
-            mended. They don't add up to 100: one mistake can hide another.
-        counts: errors of each class; of "missed" the object's class, of the others the
-            detection's.
-        by_size: errors by the size of the object, of "background" by that of the detection.
+        dap: one row for each of :data:`ERROR_TYPES`, "false positives" and "false negatives";
+            column ``dAP``: points that AP50 gains if only errors of that type are fixed. They do
+            not add up to 100, since one error can hide another.
+        counts: errors per class: of the object for "missed", else of the detection.
+        by_size: errors by the size of the object, or of the detection for "background".
     """
 
     AP50: float
@@ -35,8 +34,8 @@ class ErrorBreakdown(NamedTuple):
 class _Tables(NamedTuple):
     """Detections with their error, and objects."""
 
-    detections: pd.DataFrame  # match_detections, with ``error`` ("" for none) and ``target``
-    objects: pd.DataFrame  # ground_truth, with ``missed`` (bool)
+    detections: pd.DataFrame  # match_detections, ``error`` ("" for none) and ``target``
+    objects: pd.DataFrame  # ground_truth, ``missed`` and ``taken`` (bool)
     num_classes: int
 
 
@@ -48,32 +47,33 @@ def error_breakdown(
     foreground_iou: float = 0.5,
     background_iou: float = 0.1,
 ) -> ErrorBreakdown:
-    """Sort the errors into six kinds and measure what each costs (TIDE, section 2).
+    """Classify errors into six types and measure the AP50 lost to each (TIDE, section 2).
 
-    Each detection that is wrong has the first of these that is true; f and b are the two IoU:
+    A wrong detection has the first type that applies, with f and b the two IoU thresholds:
 
     - localisation: its largest IoU with an object of its class is in [b, f);
-    - classification: its IoU with an object of another class is f or more;
-    - duplicate: its IoU with an object of its class, which a better detection took, is f or more;
+    - classification: its IoU with an object of another class is at least f;
+    - duplicate: its IoU with an object of its class, matched by a better detection, is at least f;
     - background: its IoU with every object is below b;
-    - both: what is left, class and box are wrong.
+    - both: all others, whose class and box are wrong.
 
-    Missed are the objects that no detection takes, nor one of the first two kinds points at. What
-    mends them: a wrong class or box is corrected, unless its object is taken, or pointed at by a
-    better one, which removes it; duplicate, background and both are removed; missed objects are
-    taken off the number of objects (a class that has no other keeps its AP). Mending false
-    positives removes all of them; mending false negatives leaves the objects that are found.
+    Missed objects are those that no detection matches, and no error of the first two types is
+    about. To fix an error, a wrong class or box is corrected, or removed if its object is matched
+    already or by a better corrected detection; duplicate, background and both are removed; missed
+    objects are subtracted from the number of objects (a class without other objects keeps its
+    AP). Fixing false positives removes all of them; fixing false negatives keeps only matched
+    objects.
 
-    Ignored objects (difficult, crowd) and what takes them are no errors, and nothing is compared
-    with ignored objects otherwise.
+    Detections that match ignored objects (difficult, crowd) are not errors; ignored objects play
+    no other role.
 
     Args:
         records, predictions, class_names: see :func:`match_detections`.
-        foreground_iou: least IoU of a match; AP50 is the AP at it.
-        background_iou: IoU below which a detection meets nothing.
+        foreground_iou: minimum IoU of a match; AP50 is the AP at this IoU.
+        background_iou: IoU below which a detection is on background.
 
     Raises:
-        ValueError: IoU that are not 0 < background < foreground <= 1.
+        ValueError: not 0 < background_iou < foreground_iou <= 1.
     """
     if not 0 < background_iou < foreground_iou <= 1:
         raise ValueError(
@@ -81,9 +81,9 @@ def error_breakdown(
             "0 < background < foreground <= 1"
         )
     tables = _find_errors(records, predictions, class_names, foreground_iou, background_iou)
-    base = _mean_ap(tables, _mend(tables, ""))
+    base = _mean_ap(tables, _fix(tables, ""))
     kinds = [*ERROR_TYPES, "false positives", "false negatives"]
-    gains = [_mean_ap(tables, _mend(tables, kind)) - base for kind in kinds]
+    gains = [_mean_ap(tables, _fix(tables, kind)) - base for kind in kinds]
     dap = pd.DataFrame({"dAP": gains}, index=pd.Index(kinds, name="error"))
     return ErrorBreakdown(base, dap, _count_by_class(tables, class_names), _count_by_size(tables))
 
@@ -99,10 +99,10 @@ def _find_errors(
     _, objects = tabulate(records, predictions, class_names)
     wrong = (detections["outcome"] == "fp").to_numpy()
     error = np.where(wrong, "background", "").astype(object)
-    target = np.full(len(detections), -1)  # row of the object that an error is about
+    target = np.full(len(detections), -1)  # row of the object of an error
     ignored = objects["ignored"].to_numpy()
     index = objects["index"].to_numpy()
-    # What is beyond the best 100 takes nothing: it does not count.
+    # Detections beyond the best 100 do not count, so they match nothing.
     truth = detections["truth"].where(detections["outcome"] == "tp", -1).to_numpy()
     taken = np.zeros(len(objects), dtype=bool)
     for pairs in image_pairs(detections, objects):
@@ -127,7 +127,7 @@ def _find_errors(
 def _classify(
     iou: np.ndarray, same: np.ndarray, foreground: float, background: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Name the error of each detection of an image, were it wrong, and the object it is about."""
+    """Return the error type and the object of each detection of an image, as if it were wrong."""
     own, other = np.where(same, iou, 0), np.where(same, 0, iou)
     conditions = {
         "localisation": ((own.max(1) >= background) & (own.max(1) < foreground), own),
@@ -143,16 +143,16 @@ def _classify(
     return names, best
 
 
-class _Mended(NamedTuple):
-    """What AP is measured on: detections, best first, and the number of objects of each class."""
+class _Fixed(NamedTuple):
+    """Input of the AP: detections by descending score, and the number of objects per class."""
 
     right: np.ndarray
     category: np.ndarray
     counts: np.ndarray
 
 
-def _mend(tables: _Tables, kind: str) -> _Mended:
-    """Mend one kind of error; "" mends none."""
+def _fix(tables: _Tables, kind: str) -> _Fixed:
+    """Fix one type of error; "" fixes none."""
     detections, objects = tables.detections, tables.objects
     right = (detections["outcome"] == "tp").to_numpy()
     keep = (detections["outcome"] != "ignored").to_numpy()
@@ -163,7 +163,7 @@ def _mend(tables: _Tables, kind: str) -> _Mended:
         target = detections["target"].to_numpy()
         free = np.zeros(len(detections), dtype=bool)
         free[chosen] = ~objects["taken"].to_numpy()[target[chosen]]
-        # The best detection of each object is corrected, the others are removed.
+        # The best detection per object is corrected, the others are removed.
         rows = np.flatnonzero(free)
         rows = rows[np.unique(target[rows], return_index=True)[1]]
         right = right.copy()
@@ -180,15 +180,15 @@ def _mend(tables: _Tables, kind: str) -> _Mended:
         keep = keep & ~chosen
     real_class = objects["category_id"].to_numpy()
     counts = np.bincount(real_class[counted], minlength=tables.num_classes)
-    return _Mended(right[keep], category[keep], counts)
+    return _Fixed(right[keep], category[keep], counts)
 
 
-def _mean_ap(tables: _Tables, mended: _Mended) -> float:
-    """Mean of the AP of the classes that have objects, in percent; nan without any."""
+def _mean_ap(tables: _Tables, fixed: _Fixed) -> float:
+    """Mean AP of the classes with objects, in percent; nan without objects."""
     objects = tables.objects
     real = objects.loc[~objects["ignored"], "category_id"].unique()
     values = [
-        average_precision(mended.right[mended.category == k], int(mended.counts[k])) for k in real
+        average_precision(fixed.right[fixed.category == k], int(fixed.counts[k])) for k in real
     ]
     return 100 * float(np.mean(values)) if values else float("nan")
 
@@ -197,27 +197,21 @@ def average_precision(right: np.ndarray, count: int) -> float:
     """COCO's AP: the mean over 101 recalls of the highest precision at that recall or more.
 
     Args:
-        right: (R,) bool, whether each detection is right, best first.
-        count: objects; 0 gives 0.
+        right: (R,) bool, whether each detection is right, by descending score.
+        count: number of objects; 0 gives 0.
     """
     if not count or not right.any():
         return 0.0
     found = right.cumsum()
     precision = np.maximum.accumulate((found / np.arange(1, len(right) + 1))[::-1])[::-1]
-    place = np.searchsorted(found / count, _RECALL, side="left")
-    return float(np.append(precision, 0)[place].mean())
+    first = np.searchsorted(found / count, _RECALL, side="left")
+    return float(np.append(precision, 0)[first].mean())
 
 
 def _count_by_class(tables: _Tables, class_names: Sequence[str]) -> pd.DataFrame:
     detections, objects = tables.detections, tables.objects
-    classes = range(len(class_names))
-    counts = {
-        kind: detections.loc[detections["error"] == kind, "category_id"].value_counts()
-        for kind in ERROR_TYPES[:-1]
-    }
-    counts["missed"] = objects.loc[objects["missed"], "category_id"].value_counts()
-    table = pd.DataFrame({k: x.reindex(classes, fill_value=0) for k, x in counts.items()})
-    return table.astype(int).set_axis(pd.Index(class_names, name="class"))
+    counts = _count(detections, objects, "category_id", range(len(class_names)))
+    return counts.set_axis(pd.Index(class_names, name="class"))
 
 
 def _count_by_size(tables: _Tables) -> pd.DataFrame:
@@ -225,8 +219,14 @@ def _count_by_size(tables: _Tables) -> pd.DataFrame:
     target = detections["target"].to_numpy()
     sizes = size_of_area(detections["area"])
     sizes[target >= 0] = objects["size"].to_numpy()[target[target >= 0]]
-    sizes = pd.Series(sizes, index=detections.index)
-    counts = {kind: sizes[detections["error"] == kind].value_counts() for kind in ERROR_TYPES[:-1]}
-    counts["missed"] = objects.loc[objects["missed"], "size"].value_counts()
-    table = pd.DataFrame({k: x.reindex(SIZES, fill_value=0) for k, x in counts.items()})
-    return table.astype(int).set_axis(pd.Index(SIZES, name="size"))
+    return _count(detections.assign(size=sizes), objects, "size", SIZES).rename_axis("size")
+
+
+def _count(
+    detections: pd.DataFrame, objects: pd.DataFrame, column: str, values: Sequence
+) -> pd.DataFrame:
+    """Errors (columns) by the values of a column (rows)."""
+    groups = {x: detections.loc[detections["error"] == x, column] for x in ERROR_TYPES[:-1]}
+    groups["missed"] = objects.loc[objects["missed"], column]
+    counts = {x: rows.value_counts().reindex(values, fill_value=0) for x, rows in groups.items()}
+    return pd.DataFrame(counts).astype(int)

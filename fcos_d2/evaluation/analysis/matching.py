@@ -1,4 +1,4 @@
-"""Detections matched to objects by IoU, as COCOeval does it at one threshold."""
+"""Matching of detections to objects by IoU, as in COCOeval at one threshold."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,8 +10,7 @@ from pycocotools import mask
 from ...data.boxes import box_xywh, size_of_area
 from ..records import check_predictions, is_ignored
 
-# COCO counts the best of an image and class.
-_MAX_DETECTIONS = 100
+_MAX_DETECTIONS = 100  # per image and class, as in COCO
 _BOX = ["x", "y", "w", "h"]
 
 
@@ -19,9 +18,9 @@ class ImagePairs(NamedTuple):
     """The detections and objects of one image.
 
     Attributes:
-        detections: (D,) rows in the table of detections, best first.
+        detections: (D,) rows in the table of detections, by descending score.
         objects: (G,) rows in the table of objects.
-        iou: (D, G); with a crowd the share of the detection that lies in it, as COCO has it.
+        iou: (D, G); for a crowd the share of the detection inside it, as in COCO.
         same_class: (D, G) bool.
     """
 
@@ -32,17 +31,17 @@ class ImagePairs(NamedTuple):
 
 
 def ground_truth(records: Sequence[dict], class_names: Sequence[str]) -> pd.DataFrame:
-    """List the objects of a data set.
+    """Tabulate the objects of a data set.
 
     Args:
         records: Detectron2 dataset dicts.
         class_names: names of the K classes.
 
     Returns:
-        One row an object, in the order of the records: ``image_id``, ``index`` in the record's
+        One row per object, in the order of the records: ``image_id``, ``index`` in the record's
         annotations, ``category_id``, ``x``, ``y``, ``w``, ``h`` and ``area`` in pixels of the
-        original image, ``ignored`` (difficult or crowd), ``crowd``, and ``size`` by the area:
-        "small", "medium" or "large", with COCO's bounds of 32^2 and 96^2.
+        original image, ``ignored`` (difficult or crowd), ``crowd``, and ``size``: "small",
+        "medium" or "large" by COCO's area bounds of 32^2 and 96^2.
 
     Raises:
         ValueError: a class id outside [0, K).
@@ -73,29 +72,28 @@ def match_detections(
     *,
     iou_thresh: float = 0.5,
 ) -> pd.DataFrame:
-    """Match detections to objects of their class, the best detection first.
+    """Match detections to objects of their class, by descending score.
 
-    The rule is that of ``COCOeval`` at one threshold: a detection takes the free object of its
-    class in its image with which its IoU is largest and at least ``iou_thresh``; an ignored object
-    (difficult, crowd) only where no other is to be had; a crowd any number of times. Beyond the
-    best 100 of an image and class detections do not count.
+    As in ``COCOeval``, a detection matches the free object of its class and image with the largest
+    IoU of at least ``iou_thresh``; an ignored object (difficult, crowd) only if no other is
+    available; a crowd any number of times. Only the best 100 detections per image and class count.
 
     Args:
         records: Detectron2 dataset dicts.
-        predictions: dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` (XYWH pixels of
-            the original image) and ``score``.
+        predictions: dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` XYWH in pixels of
+            the original image and ``score``.
         class_names: names of the K classes.
         iou_thresh: in (0, 1].
 
     Returns:
-        One row a detection, best score first, of equal ones in the order of the records:
-        ``image_id``, ``category_id``, ``score``, ``x``, ``y``, ``w``, ``h``, ``area``, ``truth``
-        (the index of its object in the record's annotations, -1 for none), ``iou`` with it (0 for
-        none) and ``outcome``: "tp", "fp", or "ignored" for what took an ignored object or does
-        not count. ``image`` is the place of its record.
+        One row per detection, by descending score, then in the order of the records:
+        ``image_id``, ``category_id``, ``score``, ``x``, ``y``, ``w``, ``h``, ``area``, ``image``
+        (position of the record), ``truth`` (index of the object in the record's annotations, -1
+        for none), ``iou`` with it (0 for none) and ``outcome``: "tp", "fp", or "ignored" for a
+        detection that matches an ignored object or does not count.
 
     Raises:
-        ValueError: predictions or records that don't fit together, or an IoU outside (0, 1].
+        ValueError: predictions that do not belong to the records, or an IoU outside (0, 1].
     """
     check_iou(iou_thresh)
     detections, objects = tabulate(records, predictions, class_names)
@@ -122,26 +120,26 @@ def match_detections(
 
 
 def check_iou(iou_thresh: float) -> None:
-    """Refuse a threshold at which boxes match that don't meet, or that none reaches."""
+    """Refuse a threshold at which disjoint boxes match, or that no IoU reaches."""
     if not 0 < iou_thresh <= 1:
-        raise ValueError(f"iou_thresh is {iou_thresh}: it has to be above 0 and at most 1")
+        raise ValueError(f"iou_thresh is {iou_thresh}: it must be above 0 and at most 1")
 
 
 def tabulate(
     records: Sequence[dict], predictions: Sequence[dict], class_names: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the detections, as in :func:`match_detections` without a match, and the objects.
+    """Return the tables of :func:`match_detections` (without matches) and :func:`ground_truth`.
 
-    Both have a column ``image``, the place of their record.
+    Both have a column ``image``, the position of the record.
 
     Raises:
-        ValueError: predictions or records that don't fit together.
+        ValueError: predictions that do not belong to the records, or a repeated image id.
     """
-    place = {}
+    position: dict[int | str, int] = {}
     for i, record in enumerate(records):
-        if place.setdefault(record["image_id"], i) != i:
+        if position.setdefault(record["image_id"], i) != i:
             raise ValueError(f"two of the records have the image id {record['image_id']!r}")
-    check_predictions(predictions, place, class_names)
+    check_predictions(predictions, position, class_names)
     rows = [(x["image_id"], x["category_id"], x["score"], *x["bbox"]) for x in predictions]
     columns = ["image_id", "category_id", "score", *_BOX]
     detections = pd.DataFrame(rows, columns=columns)
@@ -149,13 +147,13 @@ def tabulate(
     detections["area"] = detections["w"] * detections["h"]
     objects = ground_truth(records, class_names)
     for table in (detections, objects):
-        table["image"] = table["image_id"].map(place).astype(int)
+        table["image"] = table["image_id"].map(position).astype(int)
     order = np.lexsort((detections["image"], -detections["score"]))
     return detections.iloc[order].reset_index(drop=True), objects
 
 
 def image_pairs(detections: pd.DataFrame, objects: pd.DataFrame) -> Iterator[ImagePairs]:
-    """Yield the images that have both detections and objects, of the tables of :func:`tabulate`."""
+    """Yield the images with both detections and objects, from the tables of :func:`tabulate`."""
     rows_of_objects = objects.groupby("image").indices
     found, real = detections[_BOX].to_numpy(), objects[_BOX].to_numpy()
     found_class = detections["category_id"].to_numpy()
@@ -175,17 +173,16 @@ def image_pairs(detections: pd.DataFrame, objects: pd.DataFrame) -> Iterator[Ima
 def match_image(
     iou: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, iou_thresh: float
 ) -> np.ndarray:
-    """Match the detections of one image, best first, to its objects.
+    """Match the detections of one image, by descending score, to its objects.
 
     Args:
-        iou: (D, G); 0 where a detection may not take an object.
-        ignored: (G,) bool, objects that are taken where no other is to be had.
-        crowd: (G,) bool, objects that any number of detections take.
-        iou_thresh: least IoU.
+        iou: (D, G); 0 where a detection may not match an object.
+        ignored: (G,) bool, objects that are matched only if no other is available.
+        crowd: (G,) bool, objects that any number of detections can match.
+        iou_thresh: minimum IoU.
 
     Returns:
-        (D,) the object that each detection takes, -1 for none. Of equal IoU it is the last, as in
-        ``COCOeval``.
+        (D,) object of each detection, -1 for none; the last one of equal IoU, as in ``COCOeval``.
     """
     taken = np.full(len(iou), -1)
     free = np.ones(iou.shape[1], dtype=bool)
@@ -193,9 +190,9 @@ def match_image(
     for row in np.flatnonzero(enough.any(1)):
         can = enough[row] & (free | crowd)
         for group in (can & ~ignored, can & ignored):
-            places = np.flatnonzero(group)
-            if len(places):
-                best = places[::-1][iou[row, places[::-1]].argmax()]
+            candidates = np.flatnonzero(group)[::-1]
+            if len(candidates):
+                best = candidates[iou[row, candidates].argmax()]
                 taken[row], free[best] = best, False
                 break
     return taken

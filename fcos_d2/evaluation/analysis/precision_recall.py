@@ -1,4 +1,4 @@
-"""Precision and recall of each class, and the score threshold at which F1 is best."""
+"""Precision-recall curve per class, and the score threshold of the best F1."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,15 +12,14 @@ class PrecisionRecall(NamedTuple):
     """The curve of one class.
 
     Attributes:
-        class_name: its name.
-        num_ground_truth: objects to find, ignored ones left out.
-        precision: (R,) of the detections down to each one, best score first; as it is, not made to
-            fall.
+        class_name: name of the class.
+        num_ground_truth: number of objects, without ignored ones.
+        precision: (R,) after each detection, by descending score; not made monotonic.
         recall: (R,) likewise; nan without objects.
         score: (R,) of each detection.
         best_f1: largest harmonic mean of precision and recall; nan without objects.
-        best_threshold: keeping the scores that are at least this gives it, the highest such one;
-            nan where no threshold finds an object.
+        best_threshold: highest score threshold (inclusive) with that F1; nan if no threshold finds
+            an object.
     """
 
     class_name: str
@@ -39,7 +38,7 @@ def precision_recall(
     *,
     iou_thresh: float = 0.5,
 ) -> list[PrecisionRecall]:
-    """Return the curve of each of the K classes; arguments as in :func:`match_detections`."""
+    """Compute the curve of each of the K classes; arguments as in :func:`match_detections`."""
     matches = match_detections(records, predictions, class_names, iou_thresh=iou_thresh)
     matches = matches[matches["outcome"] != "ignored"]
     objects = ground_truth(records, class_names)
@@ -56,7 +55,7 @@ def _curve(name: str, right: np.ndarray, score: np.ndarray, count: int) -> Preci
     found, kept = right.cumsum(), np.arange(1, len(right) + 1)
     recall = found / count if count else np.full(len(right), np.nan)
     f1 = 2 * found / (kept + count)
-    # A threshold keeps all detections of one score or none of them.
+    # A threshold keeps either all detections of equal score or none of them.
     last = np.append(score[1:] != score[:-1], True)[: len(score)]
     f1 = np.where(last, f1, 0)
     best_f1, threshold = (0.0 if count else np.nan), np.nan

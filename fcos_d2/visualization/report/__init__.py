@@ -1,5 +1,5 @@
-"""One HTML page of everything that a run left in its folder."""
+"""Training curves, detections and an HTML report, drawn from the output folder of a run."""
 
-from .build import write_report
+from .page import write_report
 
 __all__ = ["write_report"]

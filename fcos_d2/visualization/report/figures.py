@@ -1,7 +1,6 @@
-"""The report's plots, as SVG that a page can hold.
+"""Plots (SVG) and photographs (JPEG) of the report, as ``data:`` URLs.
 
-Each is an image of its own in a ``data:`` address: the identifiers inside the SVGs of several plots
-are the same, and inline in one document the one plot would take the clip paths of the other.
+SVGs are not inline, because identifiers inside the SVGs would clash within one document.
 """
 
 import base64
@@ -16,13 +15,23 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ...evaluation.analysis import Calibration, PrecisionRecall
-from ..curves import draw_learning_rate, draw_losses, draw_matching, draw_measures
+from ..curves import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    draw_learning_rate,
+    draw_losses,
+    draw_matching,
+    draw_metrics,
+)
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, VERMILLION = "#0072b2", "#e69f00", "#009e73", "#d55e00"
-SKY, PURPLE, BLACK, GREY = "#56b4e9", "#cc79a7", "#22303c", "#5f6b76"
 ERROR_COLORS = {
     "classification": PURPLE,
     "localisation": SKY,
@@ -32,8 +41,9 @@ ERROR_COLORS = {
     "missed": BLUE,
 }
 
+PHOTO_SIDE = 480  # pixels of the longer side
 _RECALLS = np.linspace(0, 1, 101)
-_MAX_ANNOTATED = 24  # classes; a matrix of more has no room for numbers in its cells
+_MAX_ANNOTATED = 24  # classes; cells of larger matrices have no room for numbers
 _STYLE = {
     "font.size": 9,
     "axes.edgecolor": "#b8c1c8",
@@ -46,30 +56,29 @@ _STYLE = {
     "ytick.color": GREY,
     "text.color": BLACK,
     "path.simplify_threshold": 0.5,
-    "svg.fonttype": "path",  # the same picture whatever fonts the reader has
-    "svg.hashsalt": "fcos_d2",  # the same file for the same numbers
+    "svg.fonttype": "path",  # independent of the fonts of the reader
+    "svg.hashsalt": "fcos_d2",  # reproducible files
 }
 
 
 class Picture(NamedTuple):
-    """An image for the page: its address, what it shows in words, and its size in CSS pixels."""
+    """An image of the page."""
 
-    source: str
+    source: str  # data: URL
     alt: str
-    width: int
+    width: int  # CSS pixels
     height: int
 
 
 def training_curves(history: Sequence[dict]) -> list[tuple[str, Picture]]:
-    """Losses, evaluation, learning rate and matching over iterations, each with its title.
+    """Draw losses, AP, learning rate and matching over iterations, each with its title.
 
     Args:
-        history: lines of metrics.json as :func:`fcos_d2.visualization.curves.read_metrics` has
-            them, at least one with ``total_loss``.
+        history: lines of metrics.json, at least one with ``total_loss``.
     """
     panels = (
         ("Losses", draw_losses),
-        ("AP over iterations", draw_measures),
+        ("AP over iterations", draw_metrics),
         ("Learning rate", draw_learning_rate),
         ("Matching", draw_matching),
     )
@@ -79,14 +88,14 @@ def training_curves(history: Sequence[dict]) -> list[tuple[str, Picture]]:
         for title, draw in panels:
             figure, ax = _figure(4.8, 3.2)
             draw(ax, history)
-            ax.set_title("", loc="left")  # it is in the page's own text
+            ax.set_title("", loc="left")  # the page has it as a caption
             ax.set_xlabel("iteration")
             pictures.append((title, _picture(figure, f"{title}, up to iteration {last}.")))
     return pictures
 
 
 def mean_precision_recall(curves: Sequence[PrecisionRecall]) -> Picture:
-    """All classes' curves in grey and their mean, of the classes that have objects."""
+    """Draw the curves of the classes with objects (grey) and their mean."""
     measured = [curve for curve in curves if curve.num_ground_truth]
     levels = np.array([precision_at(curve, _RECALLS) for curve in measured]).reshape(-1, 101)
     with matplotlib.rc_context(_STYLE):
@@ -101,9 +110,9 @@ def mean_precision_recall(curves: Sequence[PrecisionRecall]) -> Picture:
 
 
 def precision_recall(curve: PrecisionRecall) -> Picture:
-    """One class's curve, small, with a dot at the best F1."""
+    """Draw the curve of one class, small, with a dot at the best F1."""
     with matplotlib.rc_context({**_STYLE, "font.size": 7.5}):
-        # A layout that looks for room takes most of the time of a figure, and there may be eighty.
+        # Automatic layout takes most of the time of a figure, and there can be 80.
         figure = Figure(figsize=(1.9, 1.5), facecolor="white")
         ax = figure.add_axes((0.13, 0.13, 0.83, 0.84))
         if curve.num_ground_truth:
@@ -113,7 +122,7 @@ def precision_recall(curve: PrecisionRecall) -> Picture:
             at = at_threshold(curve)
             ax.plot(at[1], at[0], "o", color=VERMILLION, markersize=4)
             words = f"best F1 {curve.best_f1:.2f} at precision {at[0]:.2f} and recall {at[1]:.2f}"
-            words = "no object is found" if np.isnan(at[0]) else words
+            words = "no object found" if np.isnan(at[0]) else words
         else:
             words = "no objects"
             ax.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
@@ -124,7 +133,7 @@ def precision_recall(curve: PrecisionRecall) -> Picture:
 
 
 def precision_at(curve: PrecisionRecall, recalls: np.ndarray) -> np.ndarray:
-    """The highest precision at a recall of at least each of ``recalls``; 0 beyond the last."""
+    """Return the highest precision at each recall or more; 0 beyond the last."""
     if not len(curve.recall):
         return np.zeros(len(recalls))
     best = np.maximum.accumulate(curve.precision[::-1])[::-1]
@@ -133,15 +142,15 @@ def precision_at(curve: PrecisionRecall, recalls: np.ndarray) -> np.ndarray:
 
 
 def at_threshold(curve: PrecisionRecall) -> tuple[float, float]:
-    """Precision and recall of the predictions that reach the threshold of best F1."""
-    count = int(np.sum(curve.score >= curve.best_threshold))  # of nan it is 0
+    """Return precision and recall at the threshold of the best F1."""
+    count = int(np.sum(curve.score >= curve.best_threshold))  # 0 for nan
     if not count:
         return float("nan"), float("nan")
     return float(curve.precision[count - 1]), float(curve.recall[count - 1])
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
-    """Heat map of a confusion matrix, each row in percent of its sum.
+    """Draw a confusion matrix as a heat map, each row in percent of its sum.
 
     Args:
         matrix: (K+1, K+1) counts, rows truth and columns prediction; background is the last row,
@@ -173,10 +182,10 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
 
 
 def _shades() -> ListedColormap:
-    """Viridis from white: of a matrix of eighty classes the many small numbers stay in the back."""
-    place = np.linspace(0, 1, 256)
-    colors = matplotlib.colormaps["viridis_r"](place)[:, :3]
-    strength = np.minimum(place / 0.3, 1)[:, None] ** 0.6
+    """Viridis starting from white, so that small shares recede in a matrix of 80 classes."""
+    position = np.linspace(0, 1, 256)
+    colors = matplotlib.colormaps["viridis_r"](position)[:, :3]
+    strength = np.minimum(position / 0.3, 1)[:, None] ** 0.6
     return ListedColormap(strength * colors + 1 - strength)
 
 
@@ -189,10 +198,10 @@ def _annotate(ax: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
 
 
 def errors(dap: pd.DataFrame) -> Picture:
-    """Bars of the AP50 that an oracle for each kind of error would give.
+    """Draw the AP50 gained by fixing each type of error, as bars.
 
     Args:
-        dap: column ``dAP`` in percent points, one row a kind of error.
+        dap: column ``dAP`` in percentage points, one row per type of error.
     """
     values = dap["dAP"].to_numpy(dtype=float)
     colors = [ERROR_COLORS.get(name, "#9aa5ae") for name in dap.index]
@@ -202,16 +211,16 @@ def errors(dap: pd.DataFrame) -> Picture:
         ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=BLACK)
         ax.set_yticks(range(len(values)), dap.index)
         ax.invert_yaxis()
-        ax.set_xlabel("dAP50, percent points")
+        ax.set_xlabel("AP50, percentage points")
         ax.set_xlim(0, 1.15 * max(float(np.nanmax(values)), 1.0))
         ax.grid(axis="x")
         ax.tick_params(axis="y", length=0, labelcolor=BLACK)
         words = ", ".join(f"{n} {v:.1f}" for n, v in zip(dap.index, values, strict=True))
-        return _picture(figure, f"AP50 lost to each kind of error, percent points: {words}.")
+        return _picture(figure, f"AP50 lost to each type of error, percentage points: {words}.")
 
 
 def reliability(calibration: Calibration) -> Picture:
-    """Precision over score in bins, and the number of predictions in each, logarithmic."""
+    """Draw precision over score, and the number of predictions per bin (logarithmic)."""
     table = calibration.table
     centers = (table["low"] + table["high"]).to_numpy(dtype=float) / 2
     widths = (table["high"] - table["low"]).to_numpy(dtype=float)
@@ -221,7 +230,7 @@ def reliability(calibration: Calibration) -> Picture:
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
         upper.bar(centers, table["precision"], 0.92 * widths, color=SKY, label="precision")
         mean = (table["mean_score"], table["precision"])
-        upper.plot(*mean, "o", color=VERMILLION, markersize=4, label="at the bin's mean score")
+        upper.plot(*mean, "o", color=VERMILLION, markersize=4, label="at mean score of bin")
         upper.legend(frameon=False, loc="upper left", fontsize=8)
         _unit_axes(upper, "", "precision")
         lower.bar(centers, table["count"], 0.92 * widths, color=GREY)
@@ -235,10 +244,10 @@ def reliability(calibration: Calibration) -> Picture:
 
 
 def positives_per_object(objects: pd.DataFrame) -> Picture:
-    """How many objects have how many positive locations, stacked by size.
+    """Draw the distribution of positive locations per object, stacked by size.
 
     Args:
-        objects: one row an object, with ``size`` and ``positives``.
+        objects: one row per object, with ``size`` and ``positives``.
     """
     largest = max(int(objects["positives"].max()) if len(objects) else 0, 1)
     edges = [0, 1, *(2**k for k in range(1, largest.bit_length() + 1))]
@@ -252,7 +261,7 @@ def positives_per_object(objects: pd.DataFrame) -> Picture:
             counts = np.histogram(positives, bins=edges[:-1] + [np.inf])[0]
             ax.bar(labels, counts, bottom=bottom, color=color, width=0.8, label=size)
             bottom += counts
-        ax.set_xlabel("positive locations of an object")
+        ax.set_xlabel("positive locations per object")
         ax.set_ylabel("objects")
         ax.grid(axis="y")
         ax.legend(frameon=False)
@@ -276,12 +285,24 @@ def _unit_axes(ax: Axes, x: str = "", y: str = "") -> None:
 
 def _short(name: str) -> str:
     name = name if len(name) <= 18 else name[:17] + "…"
-    return name.replace("$", r"\$")  # matplotlib takes what is between two for maths
+    return name.replace("$", r"\$")  # matplotlib reads text between $ as mathematics
 
 
 def _picture(figure: Figure, alt: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    source = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
     width, height = figure.get_size_inches() * 96
-    return Picture(source, alt, round(width), round(height))
+    return Picture(_data_url("svg+xml", buffer), alt, round(width), round(height))
+
+
+def jpeg(image: np.ndarray, alt: str, side: int = PHOTO_SIDE) -> Picture:
+    """Encode an RGB image (H, W, 3) uint8, scaled down if a side is longer than ``side``."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=80, optimize=True)
+    return Picture(_data_url("jpeg", buffer), alt, *picture.size)
+
+
+def _data_url(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

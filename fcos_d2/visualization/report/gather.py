@@ -1,13 +1,15 @@
-"""What a run left in its folder, read for the report; what can't be read is said, not raised."""
+"""Reads the output folder of a run; missing and unreadable inputs are recorded, not raised."""
 
 import datetime
 import hashlib
+import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import pandas as pd
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
@@ -15,36 +17,42 @@ from ...checkpoint import read_checkpoint
 from ...config import add_fcos_config, update_names
 from ...data import class_names, load_records
 from ...evaluation.records import check_predictions
-from ...evaluation.results import RESULTS_FILE, TABLES_FILE, read_json, read_results
-from ...files import dataset_slug
-from ..curves import read_metrics
-from .provenance import read_commands
+from ...evaluation.results import (
+    METRICS_FILE,
+    PROPOSALS_FILE,
+    TABLES_FILE,
+    proposal_recall,
+    read_metrics,
+    read_predictions,
+    read_tables,
+)
+from ...files import COMMANDS_FILE, dataset_slug
+from ..curves import check_history
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.yaml"
 BEST_FILE = "model_best.pth"
-_CHECKPOINTS = (BEST_FILE, "model_final.pth")
-_PROPOSALS_FILE = "box_proposals.pkl"  # Detectron2's name
+CHECKPOINT_FILES = (BEST_FILE, "model_final.pth")
+
+T = TypeVar("T")
 
 
-class Results(NamedTuple):
-    """What an evaluation left of one test set.
-
-    ``problems`` tells what is missing, by name of the field.
-    """
+class Evaluation(NamedTuple):
+    """Results on one test set; ``problems`` gives the reason for each missing field."""
 
     dataset: str
     slug: str
     class_names: list[str]
-    evaluation: dict[str, Any] | None  # evaluation.json
+    tables: dict[str, Any] | None  # evaluation.json
     records: list[dict] | None  # dataset dicts
-    predictions: list[dict] | None  # class ids from 0
-    proposals: dict[str, float] | None  # average recalls in percent, of a proposal network
+    predictions: list[dict] | None  # class ids in [0, K)
+    proposal_recall: dict[str, float] | None  # in percent, of a proposal network
     problems: dict[str, str]
 
 
 class Best(NamedTuple):
-    """The evaluation whose weights are in ``model_best.pth``."""
+    """The evaluation of the weights in ``model_best.pth``."""
 
     metric: str  # as in metrics.json
     value: float
@@ -52,172 +60,178 @@ class Best(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is in a run's folder; ``problems`` as in :class:`Results`."""
+    """Content of the output folder; ``problems`` as in :class:`Evaluation`."""
 
     folder: Path
-    name: str
     date: datetime.datetime  # of the latest result
-    settings: dict[str, Any]  # config.yaml as it is
+    settings: dict[str, Any]  # config.yaml
     config_text: str
-    cfg: CfgNode | None  # the same over the defaults of today's version
+    cfg: CfgNode | None  # config.yaml merged into the defaults of this version
     history: list[dict]  # lines of metrics.json
-    results: list[Results]
+    evaluations: list[Evaluation]
     best: Best | None
-    commands: list[dict]  # as read_commands gives them
+    commands: list[dict]  # commands.json, the latest last
     problems: dict[str, str]
 
 
 def gather_run(output_dir: str | os.PathLike) -> Run:
-    """Read a run's folder.
+    """Read the output folder of a run.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds neither config.yaml, metrics.json nor results in inference/.
+        FileNotFoundError: the folder does not exist.
+        ValueError: it has neither config.yaml, metrics.json nor results in inference/.
     """
     folder = Path(output_dir).absolute()
     if not folder.is_dir():
         raise FileNotFoundError(f"{output_dir} is not a folder: give the OUTPUT_DIR of a run")
-    left = [folder / "config.yaml", folder / "metrics.json"]
-    left = [*left, *folder.glob(f"inference/*/{TABLES_FILE}")]
-    left = [path for path in left if path.is_file()]
-    if not left:
+    inputs = [folder / CONFIG_FILE, folder / METRICS_FILE]
+    inputs = [path for path in inputs if path.is_file()]
+    inputs += folder.glob(f"inference/*/{TABLES_FILE}")
+    if not inputs:
         raise ValueError(
-            f"{output_dir} is no run: it holds neither config.yaml, metrics.json nor "
-            f"inference/*/{TABLES_FILE}; give the OUTPUT_DIR of one"
+            f"{output_dir} is not the output folder of a run: it has neither {CONFIG_FILE}, "
+            f"{METRICS_FILE} nor inference/*/{TABLES_FILE}; give the OUTPUT_DIR of a run"
         )
     problems: dict[str, str] = {}
-    text, settings = _read_config(folder / "config.yaml", problems)
-    cfg = _merge(settings, problems)
-    history = _read_history(folder / "metrics.json", problems)
-    best = _read_best(folder / BEST_FILE)
-    commands = _read_commands(folder, problems)
-    names = _test_sets(folder, settings)
-    results = [_read_test_set(folder, name, history, len(names) == 1) for name in names]
-    date = datetime.datetime.fromtimestamp(max(path.stat().st_mtime for path in left))
+    text, settings = _try(problems, "config", _read_config, folder / CONFIG_FILE) or ("", {})
+    cfg = _try(problems, "cfg", _build_cfg, settings) if settings else None
+    history = _try(problems, "history", read_metrics, folder / METRICS_FILE) or []
+    if "history" not in problems:
+        _try(problems, "history", check_history, history)
+    datasets = _test_sets(folder, settings)
+    skip = cfg is not None and cfg.DATASETS.SKIP_BAD_BOXES
     return Run(
-        folder,
-        folder.name,
-        date,
-        settings,
-        text,
-        cfg,
-        history,
-        results,
-        best,
-        commands,
-        problems,
+        folder=folder,
+        date=datetime.datetime.fromtimestamp(max(path.stat().st_mtime for path in inputs)),
+        settings=settings,
+        config_text=text,
+        cfg=cfg,
+        history=history,
+        evaluations=[
+            _read_evaluation(folder, name, history, len(datasets) == 1, skip) for name in datasets
+        ],
+        best=_read_best(folder / BEST_FILE),
+        commands=_try(problems, "commands", _read_commands, folder / COMMANDS_FILE) or [],
+        problems=_relative(problems, folder),
     )
 
 
-def load_source(names: Sequence[str]) -> tuple[str, list[dict], list[str]]:
-    """The first data set that is at hand.
+def _relative(problems: dict[str, str], folder: Path) -> dict[str, str]:
+    """The problems with paths relative to the folder, since a report is shared with others."""
+    return {field: text.replace(f"{folder}{os.sep}", "") for field, text in problems.items()}
+
+
+def _try(problems: dict[str, str], field: str, read: Callable[..., T], *args: Any) -> T | None:
+    """Return ``read(*args)``, or None and the reason in ``problems``."""
+    try:
+        return read(*args)
+    except Exception as error:
+        problems[field] = explain(error)
+        return None
+
+
+def explain(error: Exception) -> str:
+    """Return the reason of an error in one line; an unexpected one is logged with its traceback."""
+    message = " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename} is missing."
+    if isinstance(error, (OSError, ValueError)):
+        return message
+    logger.error("Unexpected error:", exc_info=error)
+    return f"Unexpected error: {type(error).__name__}: {message}"
+
+
+def load_source(names: Sequence[str], skip_bad_boxes: bool) -> tuple[str, list[dict], list[str]]:
+    """Load the first data set that is available.
 
     Returns:
         Its name, records and class names.
 
     Raises:
-        ValueError: none is; the message tells of each why.
+        ValueError: none is available; the message has the reason for each.
     """
-    problems = []
+    problems: dict[str, str] = {}
     for name in names:
-        try:
-            return name, load_records(name, skip_bad_boxes=True), class_names(name)
-        except (OSError, ValueError, KeyError) as error:
-            problems.append(f"{name}: {error}")
-    raise ValueError("No data set is at hand. " + " ".join(problems))
+        loaded = _try(problems, name, _load_records, name, skip_bad_boxes)
+        if loaded is not None:
+            return name, *loaded
+    reasons = " ".join(f"{name}: {reason}" for name, reason in problems.items())
+    raise ValueError(f"No data set is available. {reasons}")
+
+
+def _load_records(name: str, skip_bad_boxes: bool) -> tuple[list[dict], list[str]]:
+    return load_records(name, skip_bad_boxes=skip_bad_boxes), class_names(name)
 
 
 def describe_checkpoints(folder: Path) -> list[dict[str, str]]:
-    """Name, size and sha256 of the best and the final checkpoint, of those that are there."""
-    found = []
-    for name in _CHECKPOINTS:
-        path = folder / name
+    """Name, size and sha256 of the best and the final checkpoint, if present."""
+    rows = []
+    for path in (folder / name for name in CHECKPOINT_FILES):
         if path.is_file():
+            digest = hashlib.sha256()
             with open(path, "rb") as file:
-                digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
             size = f"{path.stat().st_size / 2**20:.1f} MiB"
-            found.append({"file": name, "size": size, "sha256": digest.hexdigest()})
-    return found
+            rows.append({"file": path.name, "size": size, "sha256": digest.hexdigest()})
+    return rows
 
 
-def changed_settings(settings: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Key, value and default of each setting that is not the default.
+def changed_settings(settings: dict[str, Any]) -> pd.DataFrame:
+    """Return the settings that are not the default, as text: key, value and default.
 
     Args:
-        settings: nested, as in config.yaml.
-
-    Returns:
-        Texts, in the order of the keys; a key that has no default has "–" for it.
+        settings: nested, as in config.yaml. A key that has no default gets "–".
     """
     defaults = get_cfg()
     add_fcos_config(defaults)
-    known = dict(_flatten(yaml.safe_load(defaults.dump())))
-    return [
-        (key, _shown(value), _shown(known[key]) if key in known else "–")
-        for key, value in _flatten(settings)
+    known = _flatten(yaml.safe_load(defaults.dump()))
+    rows = [
+        (key, _repr(value), _repr(known[key]) if key in known else "–")
+        for key, value in sorted(_flatten(settings).items())
         if key not in known or known[key] != value
     ]
+    return pd.DataFrame(rows, columns=["key", "value", "default"])
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    items: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            items += _flatten(value, f"{prefix}{key}.")
-        else:
-            items.append((f"{prefix}{key}", value))
-    return items
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    return pd.json_normalize(settings, sep=".").to_dict("records")[0]
 
 
-def _shown(value: Any) -> str:
+def _repr(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
-def _read_config(path: Path, problems: dict[str, str]) -> tuple[str, dict[str, Any]]:
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
     try:
-        text = path.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
-    except OSError as error:
-        problems["config"] = f"{path.name} can't be read ({error.strerror})."
-        return "", {}
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except yaml.YAMLError:
         settings = None
     if not isinstance(settings, dict):
-        problems["config"] = f"{path.name} is not a config in YAML."
-        return text if settings is not None else "", {}
+        raise ValueError(f"{path.name} is not a config in YAML.")
     return text, settings
 
 
-def _merge(settings: dict[str, Any], problems: dict[str, str]) -> CfgNode | None:
-    """The settings over the defaults.
-
-    ``merge_from_file`` is not used: it falls back to a YAML loader that runs code.
-    """
-    if not settings:
-        return None
+def _build_cfg(settings: dict[str, Any]) -> CfgNode:
+    """Merge settings into the defaults; ``merge_from_file`` could run code from the YAML file."""
     cfg = get_cfg()
     add_fcos_config(cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(settings))
+        update_names(cfg)
     except (KeyError, ValueError, AssertionError) as error:
         reason = " ".join(map(str, error.args))
-        problems["cfg"] = f"config.yaml does not suit this version ({reason})."
-        return None
-    update_names(cfg)
+        raise ValueError(f"{CONFIG_FILE} does not fit this version ({reason}).") from error
     return cfg
 
 
-def _read_history(path: Path, problems: dict[str, str]) -> list[dict]:
+def _read_commands(path: Path) -> list[dict]:
     try:
-        history = read_metrics(path)
-    except OSError:
-        problems["history"] = f"{path.name} is missing: this folder saw no training."
-        return []
-    if not any("total_loss" in line for line in history):
-        problems["history"] = f"{path.name} has no line of training (none with 'total_loss')."
-    return history
+        commands = json.loads(path.read_text(encoding="utf-8"))
+        return [{key: item[key] for key in ("command", "environment")} for item in commands]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a list of commands ({error!r}): delete it") from error
 
 
 def _read_best(path: Path) -> Best | None:
@@ -227,20 +241,12 @@ def _read_best(path: Path) -> Best | None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s does not tell the best evaluation: %s", path, error)
+        logger.warning("%s does not name the best evaluation: %s", path, error)
     return None
 
 
-def _read_commands(folder: Path, problems: dict[str, str]) -> list[dict]:
-    try:
-        return read_commands(folder)
-    except (OSError, ValueError) as error:
-        problems["commands"] = f"{error}"
-        return []
-
-
 def _test_sets(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """DATASETS.TEST; where the config names none, the data sets that left an evaluation."""
+    """DATASETS.TEST, or without it the data sets that have an evaluation."""
     datasets = settings.get("DATASETS")
     names = datasets.get("TEST") if isinstance(datasets, dict) else None
     if names and isinstance(names, (list, tuple)):
@@ -248,64 +254,40 @@ def _test_sets(folder: Path, settings: dict[str, Any]) -> list[str]:
     found = []
     for path in sorted(folder.glob(f"inference/*/{TABLES_FILE}")):
         try:
-            found.append(str(read_json(path)["dataset"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("passed over: %s (%s)", path, error)
+            found.append(str(read_tables(path.parent)["dataset"]))
+        except (OSError, ValueError) as error:
+            logger.warning("skipped: %s", error)
     return found
 
 
-def _read_test_set(folder: Path, name: str, history: list[dict], only: bool) -> Results:
-    slug = dataset_slug(name)
+def _read_evaluation(
+    folder: Path, dataset: str, history: list[dict], only: bool, skip_bad_boxes: bool
+) -> Evaluation:
+    """Read the results on one test set; ``only``: the run has no other one."""
+    slug = dataset_slug(dataset)
     place = folder / "inference" / slug
     problems: dict[str, str] = {}
-    evaluation = predictions = proposals = None
+    tables = predictions = recall = None
     names: list[str] = []
-    if (place / _PROPOSALS_FILE).is_file() and not (place / TABLES_FILE).is_file():
-        proposals = _proposal_recall(history, "" if only else f"{name}/")
-        problems["evaluation"] = "A proposal network has neither classes nor a table of AP."
+    if (place / PROPOSALS_FILE).is_file() and not (place / TABLES_FILE).is_file():
+        recall = proposal_recall(history, None if only else dataset)
+        problems["tables"] = "A proposal network has neither classes nor AP."
     else:
-        try:
-            evaluation = read_json(place / TABLES_FILE)
-            names = [str(name) for name in evaluation["class_names"]]
-            predictions, _ = read_results(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = "predictions" if names else "evaluation"
-            problems[what] = _missing(error, place / (RESULTS_FILE if names else TABLES_FILE))
-            evaluation = evaluation if names else None
-    records = _read_records(name, names, problems)
+        tables = _try(problems, "tables", read_tables, place)
+    loaded = _try(problems, "records", _load_records, dataset, skip_bad_boxes)
+    records, current_names = loaded or (None, [])
+    if tables is not None:
+        names = [str(name) for name in tables["class_names"]]
+        predictions = _try(problems, "predictions", read_predictions, place)
+        if records is not None and current_names != names:
+            records = None
+            problems["records"] = (
+                f"The classes of {dataset} have changed: they are {', '.join(current_names)}, "
+                f"but were {', '.join(names)} in the evaluation."
+            )
     if predictions is not None and records is not None:
-        try:
-            check_predictions(predictions, {x["image_id"] for x in records}, names)
-        except (ValueError, KeyError, TypeError) as error:
-            problems["predictions"], predictions = f"{error}", None
-    return Results(name, slug, names, evaluation, records, predictions, proposals, problems)
-
-
-def _proposal_recall(history: list[dict], prefix: str) -> dict[str, float]:
-    """The last average recalls of proposals in metrics.json."""
-    start = f"{prefix}box_proposals/"
-    recall: dict[str, float] = {}
-    for line in history:
-        recall.update({k.removeprefix(start): v for k, v in line.items() if k.startswith(start)})
-    return recall
-
-
-def _read_records(name: str, names: list[str], problems: dict[str, str]) -> list[dict] | None:
-    try:
-        records = load_records(name, skip_bad_boxes=True)  # a report does not refuse a box
-    except (OSError, ValueError, KeyError) as error:
-        problems["records"] = f"The images of {name} are not at hand: {error}"
-        return None
-    if names and class_names(name) != names:
-        problems["records"] = (
-            f"{name} has other classes now ({', '.join(class_names(name))}) than when it was "
-            f"evaluated ({', '.join(names)})."
-        )
-        return None
-    return records
-
-
-def _missing(error: Exception, path: Path) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{Path(error.filename or path).name} is missing in inference/{path.parent.name}."
-    return f"inference/{path.parent.name}/{path.name} can't be used: {error}"
+        image_ids = {record["image_id"] for record in records}
+        _try(problems, "predictions", check_predictions, predictions, image_ids, names)
+        predictions = None if "predictions" in problems else predictions
+    problems = _relative(problems, folder)
+    return Evaluation(dataset, slug, names, tables, records, predictions, recall, problems)

@@ -1,16 +1,18 @@
-"""Output folders as runs leave them, made without any training."""
+"""Output folders of runs, made without training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 
 from fcos_d2 import add_fcos_config
-from fcos_d2.data import class_names, load_records, register_source
+from fcos_d2.data import class_names, load_records
 from fcos_d2.data.boxes import box_xywh
 from fcos_d2.data.shapes import make_shapes
 from fcos_d2.evaluation import DetectionEvaluator
@@ -23,13 +25,13 @@ HOSTILE_IMAGE = '<i id="injected">'
 
 @pytest.fixture(scope="session")
 def shapes_source(tmp_path_factory):
-    """The name of a VOC folder with twelve generated images."""
+    """Name of a VOC folder with twelve generated images."""
     return f"voc:{make_shapes(str(tmp_path_factory.mktemp('data')), 'report', 12)}:report"
 
 
 @pytest.fixture(scope="session")
 def hostile_source(tmp_path_factory, write_voc):
-    """The name of a VOC folder whose image and class are called like HTML."""
+    """Name of a VOC folder whose image and class names are HTML."""
     voc = write_voc(tmp_path_factory.mktemp("hostile"))
     voc.add(HOSTILE_IMAGE, [(HOSTILE_CLASS, "11 11 50 40")], image_size=(80, 60))
     (voc.path / "classes.txt").write_text(f"{HOSTILE_CLASS}\n")
@@ -39,17 +41,33 @@ def hostile_source(tmp_path_factory, write_voc):
 
 @pytest.fixture(scope="session")
 def make_run():
-    """Makes a run's folder: ``make_run(folder, sources, **options)``."""
+    """Make an output folder: ``make_run(folder, sources, model_info=None)``."""
     return _make_run
 
 
-def _make_run(folder, sources, meta_architecture="FCOS", model=None):
-    """Config, curves, checkpoint and the results of :func:`_predict` on each source."""
+@pytest.fixture(scope="session")
+def shapes_run(shapes_source, tmp_path_factory):
+    return _make_run(tmp_path_factory.mktemp("original") / "run", [shapes_source])
+
+
+@pytest.fixture
+def run(shapes_run, tmp_path):
+    """A copy of an output folder with one test set, to be modified by a test."""
+    return Path(shutil.copytree(shapes_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def results(run):
+    """Folder of the evaluation in ``run``."""
+    return next((run / "inference").iterdir())
+
+
+def _make_run(folder, sources, model_info=None):
+    """Config, metrics, checkpoint and the results of :func:`_predict` on each source."""
     folder.mkdir(exist_ok=True)
     cfg = get_cfg()
     add_fcos_config(cfg)
     cfg.merge_from_file(str(ROOT / "configs" / "FCOS_Shapes.yaml"))
-    cfg.MODEL.META_ARCHITECTURE = meta_architecture
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(sources[:1]), tuple(sources)
     (folder / "config.yaml").write_text(cfg.dump())
     lines = [
@@ -60,11 +78,12 @@ def _make_run(folder, sources, meta_architecture="FCOS", model=None):
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "model_final.pth").write_bytes(b"weights")
     for source in sources:
-        register_source(source)
-        records = load_records(source)
+        records, names = load_records(source), class_names(source)
         place = folder / "inference" / dataset_slug(source)
-        names = class_names(source)
-        evaluator = DetectionEvaluator(source, records, names, place, model_info=model)
+        json_file = MetadataCatalog.get(source).get("json_file")
+        evaluator = DetectionEvaluator(
+            source, records, names, place, json_file, model_info=model_info
+        )
         for record in records:
             evaluator.process([record], [{"instances": _predict(record, len(names))}])
         evaluator.evaluate()
@@ -72,7 +91,7 @@ def _make_run(folder, sources, meta_architecture="FCOS", model=None):
 
 
 def _predict(record, num_classes):
-    """Most objects shifted a little; each fourth of another class, each fifth missed."""
+    """Most objects slightly shifted; every fourth with a wrong class, every fifth missed."""
     boxes, classes = [[1.0, 1.0, 9.0, 9.0]], [0]  # on background
     for i, item in enumerate(record["annotations"]):
         x, y, width, height = box_xywh(item)

@@ -6,7 +6,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.structures import BoxMode
 
 from fcos_d2.evaluation import voc_average_precision
-from fcos_d2.evaluation.voc import area_ap, eleven_point_ap, precision_recall
+from fcos_d2.evaluation.voc_evaluation import area_ap, eleven_point_ap, precision_recall
 
 
 def record(image_id, *objects):

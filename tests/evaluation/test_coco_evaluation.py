@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcos_d2.evaluation import coco_table
-from fcos_d2.evaluation.coco import COCO_ROWS, json_category_ids
+from fcos_d2.evaluation.coco_evaluation import COCO_ROWS, json_category_ids
 
 
 def record(image_id, *objects):

@@ -8,6 +8,8 @@ import pytest
 from fcos_d2.engine.commands import record_command
 from fcos_d2.visualization.report import write_report
 
+pytestmark = pytest.mark.slow
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ARGUMENTS = (
     "--no-sandbox",
@@ -23,11 +25,11 @@ _TITLES = (
     "AP",
     "Precision and recall",
     "Confusion of classes",
-    "Where the AP is lost",
-    "Score: calibration and thresholds",
+    "AP lost by type of error",
+    "Calibration and score thresholds",
     "Best, typical and worst images",
     "Assignment of locations",
-    "The run",
+    "Commands and configuration",
 )
 
 
@@ -122,16 +124,16 @@ def test_the_config_opens_on_a_click(visit):
 def test_a_click_opens_a_larger_view_and_another_closes_it(visit, width):
     page, *_ = visit
     page.set_viewport_size({"width": width, "height": 800})
-    image = page.locator(".shot img").first
+    image = page.locator(".photo img").first
     small = image.bounding_box()
-    page.locator(".shot .open").first.click()
+    page.locator(".photo .open").first.click()
     large = image.bounding_box()
     assert large["width"] > 1.3 * small["width"]
-    frame = page.locator(".shot:target .frame").bounding_box()
+    frame = page.locator(".photo:target .frame").bounding_box()
     assert frame == {"x": 0, "y": 0, "width": width, "height": 800}  # over all else
     assert large["x"] >= 0 and large["x"] + large["width"] <= width
     assert large["y"] >= 0 and large["y"] + large["height"] <= 800
-    page.locator(".shot:target .close").click()
+    page.locator(".photo:target .close").click()
     assert image.bounding_box()["width"] == pytest.approx(small["width"])
 
 

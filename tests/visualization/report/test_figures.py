@@ -1,4 +1,4 @@
-"""The plots, photographs and tables of the report, one by one."""
+"""Plots of the report, and the choice and encoding of its photographs."""
 
 import base64
 import io
@@ -11,8 +11,8 @@ from PIL import Image
 
 from fcos_d2.evaluation.analysis import Calibration, PrecisionRecall
 from fcos_d2.visualization.report import figures
-from fcos_d2.visualization.report.pictures import choose_images, jpeg
-from fcos_d2.visualization.report.tables import table
+from fcos_d2.visualization.report.figures import jpeg
+from fcos_d2.visualization.report.photos import choose_images
 
 NAN = float("nan")
 
@@ -153,18 +153,3 @@ def test_photographs_are_small_jpegs():
         assert image.format == "JPEG" and image.size == (480, 160)
     assert head == "data:image/jpeg;base64" and picture[1:] == ("noise", 480, 160)
     assert jpeg(pixels[:20, :30], "stamp")[2:] == (30, 20)
-
-
-def test_a_table():
-    frame = pd.DataFrame(
-        {"AP": [51.26, NAN, 120.0], "count": [3, 0, 1], "word": ["x", "y", "z"], "F1": 0.123},
-        index=pd.Index(["a", "b", "c"], name="class"),
-    )
-    shown = table(frame, "All", {"F1": "{:.2f}"}, bars=("AP",))
-    assert shown.head == ["class", "AP", "count", "word", "F1"]
-    assert shown.numeric == [False, True, True, False, True]
-    texts = [[cell.text for cell in row] for row in shown.rows]
-    assert texts[0] == ["a", "51.3", "3", "x", "0.12"]
-    assert texts[1] == ["b", "–", "0", "y", "0.12"]
-    assert [row[1].bar for row in shown.rows] == [pytest.approx(51.26), None, 100]
-    assert table(frame.iloc[:0], "None").rows == []

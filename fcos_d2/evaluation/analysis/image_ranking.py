@@ -1,4 +1,4 @@
-"""Images by how well they were done."""
+"""Images ranked by the F1 of their detections."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,16 @@ def rank_images(
     *,
     score_thresh: float,
 ) -> pd.DataFrame:
-    """Count what is right and wrong in each image at IoU 0.5.
+    """Count right, wrong and missed objects per image at IoU 0.5.
 
     Args:
         records, predictions, class_names: see :func:`match_detections`.
-        score_thresh: least score of a detection that counts.
+        score_thresh: minimum score of a detection.
 
     Returns:
-        One row an image: ``image_id``, ``tp``, ``fp``, ``fn`` and ``f1`` = 2 tp / (2 tp + fp + fn),
-        1 where there is nothing to find and nothing was found. Worst first; of equal F1 those with
-        more mistakes, then in the order of the records.
+        One row per image: ``image_id``, ``tp``, ``fp``, ``fn`` and ``f1`` = 2 tp / (2 tp + fp +
+        fn), which is 1 without objects and detections. Sorted by ascending F1, then by descending
+        number of errors, then in the order of the records.
     """
     matches = match_detections(records, predictions, class_names)
     matches = matches[matches["score"] >= score_thresh]

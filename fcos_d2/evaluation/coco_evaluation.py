@@ -1,0 +1,206 @@
+"""COCO's table of average precision and recall, computed by pycocotools."""
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ..data.boxes import box_xywh
+from .records import check_predictions
+
+# (key, IoU, area, detections per image) in the order of COCOeval.stats.
+COCO_ROWS = (
+    ("AP", "0.50:0.95", "all", 100),
+    ("AP50", "0.50", "all", 100),
+    ("AP75", "0.75", "all", 100),
+    ("APs", "0.50:0.95", "small", 100),
+    ("APm", "0.50:0.95", "medium", 100),
+    ("APl", "0.50:0.95", "large", 100),
+    ("AR1", "0.50:0.95", "all", 1),
+    ("AR10", "0.50:0.95", "all", 10),
+    ("AR100", "0.50:0.95", "all", 100),
+    ("ARs", "0.50:0.95", "small", 100),
+    ("ARm", "0.50:0.95", "medium", 100),
+    ("ARl", "0.50:0.95", "large", 100),
+)
+
+
+class _EvalWithDifficult(COCOeval):
+    """COCOeval that also ignores difficult objects, by ordinary IoU and once each.
+
+    ``COCOeval._prepare`` overwrites ``ignore`` with ``iscrowd``, but a crowd matches any number of
+    detections and measures overlap by the detection's area alone.
+    """
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for objects in self._gts.values():
+            for item in objects:
+                item["ignore"] = int(item["iscrowd"] or item.get("difficult", 0))
+
+
+def coco_table(
+    records: Sequence[dict],
+    predictions: Sequence[dict],
+    class_names: Sequence[str],
+    json_file: str | None = None,
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """Compute COCO's twelve numbers and the AP per class, in percent.
+
+    Args:
+        records: Detectron2 dataset dicts. All images count, also those without predictions.
+            Objects with ``difficult`` are ignored ground truth.
+        predictions: dicts with ``image_id`` as in the records, ``category_id`` in [0, K), ``bbox``
+            XYWH in pixels of the original image and ``score``. They are not modified.
+        class_names: names of the K classes.
+        json_file: a COCO annotation file to read the ground truth from, with its own areas,
+            instead of the records (whose areas are width times height).
+
+    Returns:
+        The table, keyed as in :data:`COCO_ROWS`, and a list of K dicts with ``AP`` and ``AP50``.
+        Numbers without ground truth are nan.
+
+    Raises:
+        ValueError: a prediction for an unknown image or class, or a json file whose categories or
+            images are not those of the records.
+    """
+    image_ids = [record["image_id"] for record in records]
+    check_predictions(predictions, image_ids, class_names)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        if json_file is None:
+            dataset, coco_ids = records_to_coco(records, class_names)
+        else:
+            dataset = _read_json_file(json_file, image_ids, class_names)
+            coco_ids = {image_id: image_id for image_id in image_ids}
+        category_ids = sorted(category["id"] for category in dataset["categories"])
+        # The fields of COCO.loadRes, which fails without predictions and modifies them.
+        found = [
+            {
+                "image_id": coco_ids[item["image_id"]],
+                "category_id": category_ids[item["category_id"]],
+                "bbox": item["bbox"],
+                "area": item["bbox"][2] * item["bbox"][3],
+                "score": item["score"],
+                "iscrowd": 0,
+            }
+            for item in predictions
+        ]
+        truth = _index(dataset, dataset["annotations"])
+        evaluation = _EvalWithDifficult(truth, _index(dataset, found), "bbox")
+        evaluation.params.imgIds = sorted(coco_ids.values())
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    table = {row[0]: _percent(stat) for row, stat in zip(COCO_ROWS, evaluation.stats, strict=True)}
+    # precision: (IoU thresholds, recall thresholds, classes, areas, detections per image)
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    classes = [
+        {"AP": _percent(precision[:, :, k]), "AP50": _percent(precision[0, :, k])}
+        for k in range(len(class_names))
+    ]
+    return table, classes
+
+
+def records_to_coco(
+    records: Sequence[dict], class_names: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[int | str, int]]:
+    """Convert records to the content of a COCO file.
+
+    Args:
+        records: Detectron2 dataset dicts.
+        class_names: names of the categories, whose ids are the class ids.
+
+    Returns:
+        The content, whose annotations also have ``difficult``, and {image id of the record: its
+        COCO id, a number from 1}.
+    """
+    coco_ids = {record["image_id"]: i for i, record in enumerate(records, start=1)}
+    annotations: list[dict] = []
+    for record in records:
+        for item in record.get("annotations", ()):
+            box = box_xywh(item)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": coco_ids[record["image_id"]],
+                    "category_id": item["category_id"],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(item.get("iscrowd", 0)),
+                    "difficult": int(item.get("difficult", 0)),
+                }
+            )
+    images = [
+        {"id": coco_ids[record["image_id"]], "file_name": record.get("file_name")}
+        for record in records
+    ]
+    categories = [{"id": k, "name": name} for k, name in enumerate(class_names)]
+    return {"images": images, "categories": categories, "annotations": annotations}, coco_ids
+
+
+def json_category_ids(json_file: str, class_names: Sequence[str]) -> list[int]:
+    """Return the category ids of a COCO file in the order of the classes: ascending.
+
+    Raises:
+        ValueError: the categories are not ``class_names`` in that order.
+    """
+    return _category_ids(_read(json_file), json_file, class_names)
+
+
+def _read(json_file: str) -> dict:
+    with PathManager.open(str(json_file), "r") as file:
+        return json.load(file)
+
+
+def _category_ids(dataset: dict, json_file: str, class_names: Sequence[str]) -> list[int]:
+    categories = sorted(dataset["categories"], key=lambda category: category["id"])
+    names = [category["name"] for category in categories]
+    if names != list(class_names):
+        raise ValueError(
+            f"{json_file}: its categories are {names}, but the classes of the data set are "
+            f"{list(class_names)}: register the data set with the categories of its json file"
+        )
+    return [category["id"] for category in categories]
+
+
+def _read_json_file(json_file: str, image_ids: Sequence[int], class_names: Sequence[str]) -> dict:
+    """Ground truth of a COCO file, with ``iscrowd`` and ``area`` added where they are missing."""
+    dataset = _read(json_file)
+    _category_ids(dataset, json_file, class_names)
+    unknown = set(image_ids) - {image["id"] for image in dataset["images"]}
+    if unknown:
+        raise ValueError(
+            f"{json_file}: {len(unknown)} images of the data set are not in it, for example "
+            f"image {min(unknown, key=str)!r}"
+        )
+    annotations = [
+        {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item}
+        for item in dataset["annotations"]
+    ]
+    return {**dataset, "annotations": annotations}
+
+
+def _index(dataset: dict, annotations: list[dict]) -> COCO:
+    """A COCO object of the images and categories of ``dataset`` and these annotations."""
+    coco = COCO()
+    coco.dataset = {
+        "images": dataset["images"],
+        "categories": dataset["categories"],
+        # COCOeval reads id 0 as "not matched", so ids are assigned here, from 1.
+        "annotations": [{**item, "id": i} for i, item in enumerate(annotations, start=1)],
+    }
+    coco.createIndex()
+    return coco
+
+
+def _percent(values: float | np.ndarray) -> float:
+    """The mean in percent, without the -1 by which COCOeval marks missing ground truth."""
+    values = np.atleast_1d(values)
+    measured = values[values > -1]
+    return float(measured.mean()) * 100 if measured.size else float("nan")
