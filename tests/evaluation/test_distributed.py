@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
@@ -13,6 +14,7 @@ from fcos_d2.engine import evaluate, setup
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_tables_of_one(tiny_cfg, tmp_path, torchrun):
     """Of three images, and of one, where a rank has nothing to do; to the last byte."""
     save_detector(tiny_cfg, tmp_path)
