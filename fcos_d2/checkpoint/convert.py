@@ -23,48 +23,30 @@ _NO_CLASS = ("__background__", "N/A")
 _NOT_WEIGHTS = re.compile(
     r"(pixel_mean|pixel_std|(anchor_generator|data_preprocessor)\..*|.*\.num_batches_tracked)"
 )
+# "filled": with zeros, which change nothing. "left over": in the file, not in our model.
 _STATUSES = ("loaded", "filled", "missing", "wrong shape", "left over")
 
 
 class TensorStatus(NamedTuple):
-    """Conversion status of one tensor.
+    """Conversion status of one tensor."""
 
-    Attributes:
-        group: its part of the network.
-        status: "loaded"; "filled" with zeros, which change nothing; "missing" in the file; of a
-            "wrong shape"; or "left over", not in our model.
-        name: its name in the library.
-    """
-
-    group: str
-    status: str
-    name: str
+    group: str  # part of the network
+    status: str  # one of _STATUSES
+    name: str  # in the library
 
 
 class Converted(NamedTuple):
-    """A converted checkpoint of another library.
+    """A converted checkpoint of another library."""
 
-    Attributes:
-        weights: tensors and settings under our names.
-        cfg: values of ``CARRIED_KEYS`` with which our model computes the same results.
-        class_names: of the rows of the class predictor; empty if unknown.
-        source: name of the library.
-        tensors: status of each tensor, theirs and ours.
-        notes: remarks on what the file does not tell.
-        class_indices: outputs of their class predictor that were kept, in the order of ours.
-        num_outputs: number of outputs that theirs has.
-        original: their state dict.
-    """
-
-    weights: dict[str, Tensor]
-    cfg: dict[str, Any]
-    class_names: list[str]
-    source: str
-    tensors: list[TensorStatus]
-    notes: list[str]
-    class_indices: list[int]
-    num_outputs: int
-    original: dict[str, Tensor]
+    weights: dict[str, Tensor]  # tensors and settings under our names
+    cfg: dict[str, Any]  # values of CARRIED_KEYS with which our model computes the same results
+    class_names: list[str]  # of the rows of the class predictor; empty if unknown
+    source: str  # name of the library
+    tensors: list[TensorStatus]  # of their model and ours
+    notes: list[str]  # remarks on settings that the file does not tell
+    class_indices: list[int]  # outputs of their class predictor that were kept, in order
+    num_outputs: int  # of their class predictor
+    original: dict[str, Tensor]  # their state dict
 
 
 def recognise(names: Iterable[str]) -> list[str]:
@@ -141,19 +123,14 @@ def convert(
 
 
 def convert_file(
-    src: str | os.PathLike,
-    dst: str | os.PathLike,
-    source: str = "auto",
-    class_names: Sequence[str] | None = None,
-    partial: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    src: str | os.PathLike[str], dst: str | os.PathLike[str], source: str = "auto", **kwargs: Any
 ) -> Converted:
     """Convert the file ``src``; write ``model``, ``class_names``, ``cfg``, ``source`` to ``dst``.
 
     Args:
         src: a checkpoint of another library.
         dst: ``*.pth``, written atomically; folders are created.
-        source: as the arguments after it, see :func:`convert`.
+        source: name of the library, see :func:`convert`, which takes the other arguments too.
 
     Raises:
         FileNotFoundError: ``src`` does not exist.
@@ -168,17 +145,12 @@ def convert_file(
         raise ValueError(f"{dst}: the file to write needs the suffix .pth, by which it is read.")
     checkpoint = read_checkpoint(src)
     try:
-        converted = convert(checkpoint, source, class_names, partial, overrides)
+        converted = convert(checkpoint, source, **kwargs)
     except ValueError as error:
         raise ValueError(f"{src}: {error}") from error
-    content = {
-        "model": converted.weights,
-        "class_names": converted.class_names,
-        "cfg": converted.cfg,
-        "source": converted.source,
-    }
+    content = {name: getattr(converted, name) for name in ("class_names", "cfg", "source")}
     with atomic_path(dst) as temporary:
-        torch.save(content, temporary)
+        torch.save({"model": converted.weights, **content}, temporary)
     return converted
 
 
@@ -204,14 +176,11 @@ def _choose_source(source: str, names: list[str]) -> str:
         return sources[0]
     if any(name.startswith(f"{_HEAD}.") for name in names):
         raise ValueError("it has this package's own names already: there is nothing to convert.")
-    seen = f"It begins with {', '.join(names[:5]) or 'nothing'}."
+    problem = f"is not recognised as FCOS of {known}"
     if sources:
-        raise ValueError(
-            f"it looks like FCOS of {' and of '.join(sources)}. {seen} Name the library: --from."
-        )
-    raise ValueError(
-        f"it is not recognised as FCOS of {known}. {seen} If it is, name the library: --from."
-    )
+        problem = f"looks like FCOS of {' and of '.join(sources)}"
+    first = ", ".join(names[:5]) or "nothing"
+    raise ValueError(f"it {problem}. It begins with {first}. Name the library: --from.")
 
 
 def _name_outputs(names: list[str], num_outputs: int, source: str) -> list[str]:
@@ -233,10 +202,7 @@ def _match_tensors(
 ) -> tuple[dict[str, Tensor], list[TensorStatus]]:
     """Return our weights and the status of each tensor.
 
-    Args:
-        expected: our state dict: shapes.
-        theirs: names of our weights to names of the library's.
-        state: state dict of the library.
+    ``theirs`` maps names in our state dict ``expected`` to names in the library's ``state``.
     """
     weights: dict[str, Tensor] = {}
     tensors: list[TensorStatus] = []
@@ -270,16 +236,14 @@ def _zero_tensors(
     These are counters and, if no convolution of the towers has a bias, all of these biases: mmdet
     has none before a norm.
     """
-    biases = {
-        name
-        for name in expected
-        if re.fullmatch(rf"{_HEAD}\.\w+_tower\.\d+\.bias", name)
-        and expected[name.replace(".bias", ".weight")].dim() == 4
-        and theirs[name.replace(".bias", ".weight")] in state
-    }
-    if any(theirs[name] in state for name in biases):
-        biases = set()
-    return biases | {name for name in expected if name.endswith(".num_batches_tracked")}
+    counters = {name for name in expected if name.endswith(".num_batches_tracked")}
+    convs = (
+        re.fullmatch(rf"({_HEAD}\.\w+_tower\.\d+)\.weight", name)
+        for name, x in expected.items()
+        if x.dim() == 4 and theirs[name] in state
+    )
+    biases = {f"{conv[1]}.bias" for conv in convs if conv}
+    return counters if any(theirs[name] in state for name in biases) else counters | biases
 
 
 def _group(name: str) -> str:

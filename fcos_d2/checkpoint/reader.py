@@ -16,15 +16,10 @@ from torch import Tensor
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "blobs")
 
 # Everything that a pickle of NumPy arrays needs, under the names of NumPy 1 and 2.
-_HARMLESS = {
-    ("_codecs", "encode"),
-    ("collections", "OrderedDict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
+_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_ALLOWED = {(module, name) for module in _MODULES for name in ("_reconstruct", "scalar")} | {
+    *(("_codecs", "encode"), ("collections", "OrderedDict")),
+    *(("numpy", "dtype"), ("numpy", "ndarray")),
 }
 
 
@@ -36,7 +31,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Unpickler of NumPy arrays in Python's own containers, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
+        if (module, name) not in _ALLOWED:
             raise _RefusedError(f"{module}.{name}")
         return super().find_class(module, name)
 
@@ -133,8 +128,7 @@ def _unpickle(path: str, lazy: bool) -> Any:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
     is_zip = zipfile.is_zipfile(path)
-    if is_zip and not lazy:
-        # PyTorch does not verify the checksums that it writes.
+    if is_zip and not lazy:  # PyTorch does not verify the checksums that it writes
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged:

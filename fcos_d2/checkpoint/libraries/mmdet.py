@@ -19,7 +19,6 @@ _PREDICTORS = {
     "centerness": ("conv_centerness", "fcos_centerness"),
 }
 _TOWERS = {"cls_tower": "cls_convs", "box_tower": "reg_convs"}
-_NORMS = ("gn", "bn")
 
 # Configs of two of its recipes, by name.
 _PLAIN = "fcos_r50-caffe_fpn_gn-head_1x_coco"
@@ -115,14 +114,10 @@ def options(
 
 
 def class_names(checkpoint: Mapping[str, Any], num_outputs: int) -> list[str]:
-    meta = _meta(checkpoint)
-    dataset = meta.get("dataset_meta")
-    names = meta.get("CLASSES")  # of 2.x
-    if isinstance(dataset, Mapping):
-        names = dataset.get("classes") or dataset.get("CLASSES")
-    if isinstance(names, str):  # a single class
-        names = [names]
-    return [str(name) for name in names or ()]
+    meta = _section(checkpoint, "meta")
+    dataset = _section(meta, "dataset_meta") or meta  # 3.x, 2.x
+    names = dataset.get("classes") or dataset.get("CLASSES") or ()
+    return [names] if isinstance(names, str) else [str(name) for name in names]  # a single class
 
 
 def _rename_in_tower(tower: str, rest: str, state: Mapping[str, Tensor]) -> str:
@@ -139,12 +134,7 @@ def _rename_in_tower(tower: str, rest: str, state: Mapping[str, Tensor]) -> str:
 
 
 def _norm_name(part: str, state: Mapping[str, Tensor]) -> str:
-    return next((norm for norm in _NORMS if f"{part}.{norm}.weight" in state), "")
-
-
-def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    meta = checkpoint.get("meta")
-    return meta if isinstance(meta, Mapping) else {}
+    return next((norm for norm in ("gn", "bn") if f"{part}.{norm}.weight" in state), "")
 
 
 def _recipe(state: Mapping[str, Tensor]) -> str:
@@ -155,15 +145,15 @@ def _recipe(state: Mapping[str, Tensor]) -> str:
 
 def _read_config(checkpoint: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the sections of the config and a remark on the unreadable parts of them."""
-    meta = _meta(checkpoint)
+    meta = _section(checkpoint, "meta")
     text = meta.get("cfg") or meta.get("config")  # 3.x, 2.x
     config, unread = read_sections(text if isinstance(text, str) else "", _SECTIONS)
     return config, [f"Unreadable in its config, so ignored: {', '.join(unread)}."] if unread else []
 
 
-def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     section = config.get(name)
-    return section if isinstance(section, dict) else {}
+    return section if isinstance(section, Mapping) else {}
 
 
 def _type(section: Mapping[str, Any], default: str) -> str:
@@ -189,7 +179,7 @@ def _check_model(model: Mapping[str, Any], architecture: Mapping[str, Any]) -> N
         *sections, option = path.split(".")
         value = reduce(_section, sections, model).get(option, wanted)
         problems[f"its {path} is {value}, not {wanted}"] = value != wanted
-    found = [problem for problem, is_there in problems.items() if is_there]
+    found = [problem for problem, exists in problems.items() if exists]
     if found:
         raise ValueError(f"its config is of an FCOS that is not supported: {'; '.join(found)}.")
 
@@ -237,14 +227,13 @@ def _test_options(
     # Beside the model early in 2.x; the section there in 3.x has none of these keys.
     found = _section(model, "test_cfg") or _section(config, "test_cfg")
     nms = _section(found, "nms")
-    nms_type, least_size = _type(nms, "nms"), found.get("min_bbox_size", 0)
-    replaced = {
-        f"{nms_type} is replaced by plain NMS": nms_type != "nms",
-        "class_agnostic NMS is replaced by class-wise NMS": nms.get("class_agnostic"),
-        f"min_bbox_size {least_size} is replaced by 0: only empty boxes are dropped": least_size
-        != 0,
-    }
-    notes += [f"Its {what}." for what, is_there in replaced.items() if is_there]
+    nms_type, min_size = _type(nms, "nms"), found.get("min_bbox_size", 0)
+    if nms_type != "nms":
+        notes.append(f"Its {nms_type} is replaced by plain NMS.")
+    if nms.get("class_agnostic"):
+        notes.append("Its class_agnostic NMS is replaced by class-wise NMS.")
+    if min_size:
+        notes.append(f"Its min_bbox_size {min_size} is replaced by 0: only empty boxes drop out.")
     return {
         "MODEL.FCOS.SCORE_THRESH_TEST": float(found.get("score_thr", 0.05)),
         "MODEL.FCOS.TOPK_CANDIDATES_TEST": int(found.get("nms_pre", 1000)),
