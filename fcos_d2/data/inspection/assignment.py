@@ -1,8 +1,8 @@
-"""Which objects get training locations, how many, and on which level: the matcher's own answer.
+"""Training locations of the objects of a data set, computed by the matcher without any image.
 
-An object without a location (1 - BPR, the best possible recall of the FCOS paper, section 4.1) is
-one that the model never learns, whatever the schedule. It depends on the boxes, the scale of the
-images and the levels alone, so it is known before any training.
+An object without a location is never learned, whatever the schedule: the share of the others is
+the best possible recall of the FCOS paper, section 4.1. It depends only on the boxes, the scale of
+the images and the levels.
 """
 
 from collections import defaultdict
@@ -21,29 +21,29 @@ from tqdm import tqdm
 from ...modeling.locations import Locations, compute_locations
 from ...modeling.matcher import CenterSamplingMatcher
 from ...modeling.proposal_generator import FCOSProposalGenerator
-from ..boxes import SIZES, box_xywh, size_of_area
+from ..boxes import SIZES, box_xywh, box_xyxy, size_of_area
 from ..dataset_mapper import training_role
 
-# Locations matched at a time.
-_MAX_LOCATIONS = 1 << 21
+_MAX_LOCATIONS = 1 << 21  # matched at a time
+_COLUMNS = ("image_id", "index", "category_id", "size", "scaled_width", "scaled_height")
+_COLUMNS += ("positives", "level", "expected_level", "candidates")
 
 
 class Assignment(NamedTuple):
-    """What the matcher gives the objects of a data set at one scale of its images.
+    """Training locations of the objects of a data set, at one scale of its images.
 
     Attributes:
-        objects: one row an object that is trained (not ignored, not dropped), in the order of the
-            records: ``image_id``; ``index`` in the record's annotations; ``category_id``; ``size``
-            ("small", "medium", "large" by the area in the original image, COCO's bounds);
-            ``scaled_width``, ``scaled_height`` in pixels of the network's input; ``positives``,
-            the locations that learn it; ``level``, the one with most of them ("" without any);
-            ``expected_level``, the one whose range holds half the longer side, the distance from
-            the centre; ``candidates``, the locations that pass the test for it, those that a
-            smaller object takes away included.
-        levels: one row a level, finest first: ``stride``, ``positives``, and ``objects``, those
-            with most of their locations there.
-        ambiguous: locations that pass the test for more than one object.
-        num_locations: locations that learn an object.
+        objects: one row per trained object (not ignored, not dropped), in the order of the records:
+            ``image_id``; ``index`` in the record's annotations; ``category_id``; ``size`` ("small",
+            "medium", "large" by the area in the original image); ``scaled_width``,
+            ``scaled_height`` in pixels of the network's input; ``positives``, its number of
+            locations; ``level``, the one with most of them ("" if none); ``expected_level``, the
+            one whose range holds half the longer side; ``candidates``, its number of locations if
+            no other object claimed them.
+        levels: one row per level, finest first: ``stride``, ``positives``, and ``objects`` with
+            most of their locations there.
+        ambiguous: number of locations that are candidates of several objects.
+        num_locations: number of positive locations.
         image_scale: how the images are resized, in words.
     """
 
@@ -55,16 +55,16 @@ class Assignment(NamedTuple):
 
 
 class ImageAssignment(NamedTuple):
-    """The locations that learn something in one image.
+    """Training locations of the objects of one image.
 
     Attributes:
-        boxes: (M, 4) XYXY pixels of the network's input, clipped to the image; what is dropped
-            in training is left out.
-        indices: (M,) place of each box in the record's annotations.
+        boxes: (M, 4) XYXY pixels of the network's input, clipped to the image; without those of
+            dropped objects.
+        indices: (M,) position of each box in the record's annotations.
         ignored: (M,) bool.
         points: (P, 2) locations (x, y) in pixels of the network's input.
         levels: (P,) level of each location, 0 for the finest.
-        box_of_point: (P,) row in ``boxes``; it may be an ignored one.
+        box_of_point: (P,) row in ``boxes``, of an ignored box too.
         level_names: name of each level.
         strides: stride of each level.
     """
@@ -80,7 +80,7 @@ class ImageAssignment(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What of a model decides about its training locations."""
+    """The parts of a model that decide about its training locations."""
 
     level_names: list[str]
     strides: list[int]
@@ -91,10 +91,10 @@ class _Rule(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """The objects of one record at the network's scale."""
+    """The objects of one record at the network's scale; ``size`` is (height, width)."""
 
     record: dict
-    size: tuple[int, int]  # (height, width) after resizing
+    size: tuple[int, int]
     indices: np.ndarray  # (M,) in the record's annotations
     boxes: np.ndarray  # (M, 4) float32
     ignored: np.ndarray  # (M,) bool
@@ -103,16 +103,15 @@ class _Image(NamedTuple):
 def assignment_table(
     records: Sequence[dict], cfg: CfgNode, *, min_size: int | None = None
 ) -> Assignment:
-    """Match the objects of a data set to locations, as training with ``cfg`` would.
+    """Match the objects of a data set to locations, as training with ``cfg`` does.
 
-    Images are not read: ``width`` and ``height`` of the records are enough. They are resized as
-    :func:`training_resize` says, each padded alone; flips are left out, and of crops what they cut
-    off.
+    Only ``width`` and ``height`` of the images are used. They are resized as
+    :func:`training_resize` says, each padded alone, without flips and crops.
 
     Args:
-        records: Detectron2 dataset dicts; boxes that are wholly outside their image or have no
-            area count as objects without a location.
-        cfg: a recipe; DATASETS is not looked at.
+        records: Detectron2 dataset dicts; boxes without an area in their image count as objects
+            without a location.
+        cfg: a recipe; its DATASETS is not used.
         min_size: length of the shorter edge in pixels; None takes the recipe's.
 
     Raises:
@@ -121,15 +120,22 @@ def assignment_table(
     rule = _rule_of(cfg)
     resize = training_resize(cfg, min_size)
     images = [_scale(record, cfg, resize) for record in records]
-    positives, candidates, ambiguous = _count_locations(images, rule)
-    objects = _object_table(images, rule, positives, candidates)
-    per_level = np.concatenate(positives or [np.zeros((0, len(rule.strides)), int)])
+    rows: dict[int, list[tuple]] = {}  # by image
+    per_level, ambiguous = np.zeros(len(rule.strides), dtype=int), 0
+    with tqdm(total=len(images), desc="Matching", delay=3, disable=None) as progress:
+        for locations, batch in _batches(images, rule):
+            positives, candidates, shared = _count([images[i] for i in batch], locations, rule)
+            ends = np.cumsum([len(images[i].boxes) for i in batch])[:-1]
+            parts = np.split(positives, ends), np.split(candidates, ends)
+            for i, counts, passed in zip(batch, *parts, strict=True):
+                rows[i] = _object_rows(images[i], rule, counts, passed)
+            per_level += positives.sum(0)
+            ambiguous += shared
+            progress.update(len(batch))
+    objects = pd.DataFrame([row for i in sorted(rows) for row in rows[i]], columns=list(_COLUMNS))
+    most = [int((objects["level"] == name).sum()) for name in rule.level_names]
     levels = pd.DataFrame(
-        {
-            "stride": rule.strides,
-            "positives": per_level.sum(0),
-            "objects": [int((objects["level"] == name).sum()) for name in rule.level_names],
-        },
+        {"stride": rule.strides, "positives": per_level, "objects": most},
         index=pd.Index(rule.level_names, name="level"),
     )
     scale = describe_scale(cfg, min_size)
@@ -139,13 +145,12 @@ def assignment_table(
 def summarize_assignment(
     assignment: Assignment, class_names: Sequence[str]
 ) -> dict[str, pd.DataFrame]:
-    """Summarize the objects of each size, class and level.
+    """Summarize the objects per size, class and level.
 
     Returns:
-        Under "size", "class" and "level" a table with a row for each: ``coverage`` (percent of the
-        objects with a location, nan without objects), ``objects``, ``positives_mean`` and
-        ``positives_median`` (locations an object). An object counts for the level whose range
-        holds half its longer side, whether it got a location or not.
+        Under "size", "class" and "level" a table with columns ``coverage`` (percent of the objects
+        with a location, nan without objects), ``objects``, ``positives_mean`` and
+        ``positives_median`` (locations per object). An object belongs to its expected level.
     """
     objects = assignment.objects
     classes = objects["category_id"].map(dict(enumerate(class_names)))
@@ -162,32 +167,32 @@ def assign_image(record: dict, cfg: CfgNode, *, min_size: int | None = None) -> 
     rule = _rule_of(cfg)
     image = _scale(record, cfg, training_resize(cfg, min_size))
     locations = _locations(rule, image.size)
-    box, place = _match([image], locations, rule, with_ignored=True)
+    matches = rule.matcher(locations, [_instances(image)])
+    points = (matches.gt_inds[0] >= 0).nonzero()[:, 0]
     return ImageAssignment(
         image.boxes,
         image.indices,
         image.ignored,
-        locations.points[place].numpy(),
-        locations.level_of(place).numpy(),
-        box.numpy(),
+        locations.points[points].numpy(),
+        locations.level_of(points).numpy(),
+        matches.gt_inds[0, points].numpy(),
         rule.level_names,
         rule.strides,
     )
 
 
 def training_resize(cfg: CfgNode, min_size: int | None = None) -> T.ResizeShortestEdge:
-    """Return the loader's resizing with one size: ``min_size``, or what suits the recipe.
+    """Return the loader's resize with a single size: ``min_size``, or the recipe's.
 
-    That is the middle of INPUT.MIN_SIZE_TRAIN, of an even number of sizes the lower of two. Where
-    crops are resized to it, objects come out as large as if whole images were resized to it over
-    the share that is cropped, on average (INPUT.CROP.TYPE "relative" or "relative_range").
+    The recipe's is the middle of INPUT.MIN_SIZE_TRAIN (of an even number of sizes the lower of
+    two), divided by the mean share of the sides that INPUT.CROP.TYPE "relative" or
+    "relative_range" keeps: crops are resized to it, which enlarges the objects as much.
     """
-    size, max_size = _network_size(cfg, min_size)
-    return T.ResizeShortestEdge(size, max_size, "choice")
+    return T.ResizeShortestEdge(*_network_size(cfg, min_size), "choice")
 
 
 def describe_scale(cfg: CfgNode, min_size: int | None = None) -> str:
-    """Say in words what :func:`training_resize` does."""
+    """Describe :func:`training_resize` in words."""
     size, max_size = _network_size(cfg, min_size)
     if size == 0:
         return "images as they are"
@@ -205,8 +210,11 @@ def _network_size(cfg: CfgNode, min_size: int | None) -> tuple[int, int]:
     """Return the shorter edge in the network and the limit of the longer one."""
     if min_size is not None:
         return min_size, cfg.INPUT.MAX_SIZE_TRAIN
-    share = _crop_share(cfg) or 1
-    return round(_middle_size(cfg) / share), round(cfg.INPUT.MAX_SIZE_TRAIN / share)
+    sizes, share = sorted(cfg.INPUT.MIN_SIZE_TRAIN), _crop_share(cfg) or 1
+    middle = sizes[(len(sizes) - 1) // 2]
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+        middle = (sizes[0] + sizes[-1]) // 2
+    return round(middle / share), round(cfg.INPUT.MAX_SIZE_TRAIN / share)
 
 
 def _crop_share(cfg: CfgNode) -> float | None:
@@ -218,28 +226,22 @@ def _crop_share(cfg: CfgNode) -> float | None:
     return (share + 1) / 2 if crop.TYPE == "relative_range" else share
 
 
-def _middle_size(cfg: CfgNode) -> int:
-    sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
-        return (sizes[0] + sizes[-1]) // 2
-    return sizes[(len(sizes) - 1) // 2]
-
-
-# Rules by the text of cfg.MODEL: a backbone takes a second to build, and pictures ask one by one.
+# Rules by the text of cfg.MODEL: building a backbone takes a second, and pictures need it one by
+# one.
 _RULES: dict[str, _Rule] = {}
 
 
 def _rule_of(cfg: CfgNode) -> _Rule:
-    """Build the recipe's parts as training does, on the CPU, and keep those without weights."""
+    """Build the recipe's parts on the CPU as training does, and keep those without weights."""
     key = cfg.MODEL.dump()
     if key not in _RULES:
         cfg = cfg.clone()
         cfg.defrost()
-        # The locations of an object don't depend on the classes, which may not be known.
+        # Locations don't depend on the classes, which may not be known.
         cfg.MODEL.FCOS.NUM_CLASSES = -1
         cfg.MODEL.FCOS.CLASS_AGNOSTIC = True
         cfg.MODEL.DEVICE = "cpu"
-        with torch.random.fork_rng(devices=[]):  # weights are drawn, to no purpose
+        with torch.random.fork_rng(devices=[]):  # the weights are not used
             backbone = build_backbone(cfg)
             generator = FCOSProposalGenerator(cfg, backbone.output_shape())
         _RULES[key] = _Rule(
@@ -254,18 +256,15 @@ def _rule_of(cfg: CfgNode) -> _Rule:
 
 
 def _scale(record: dict, cfg: CfgNode, resize: T.ResizeShortestEdge) -> _Image:
-    """Resize the boxes of a record, as the loader does."""
+    """Resize the boxes of a record as the loader does."""
     height, width = record["height"], record["width"]
-    # It looks at the size alone.
+    # Only the shape of the array is used.
     transform = resize.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
     size = (getattr(transform, "new_h", height), getattr(transform, "new_w", width))
-    roles = [
-        training_role(x, cfg.INPUT.DIFFICULT, cfg.INPUT.CROWD)
-        for x in record.get("annotations", ())
-    ]
+    annotations = record.get("annotations", ())
+    roles = [training_role(x, cfg.INPUT.DIFFICULT, cfg.INPUT.CROWD) for x in annotations]
     indices = np.array([i for i, role in enumerate(roles) if role != "drop"], dtype=int)
-    boxes = np.array([box_xywh(record["annotations"][i]) for i in indices]).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.array([box_xyxy(annotations[i]) for i in indices]).reshape(-1, 4)
     boxes = transform.apply_box(boxes).reshape(-1, 4).clip(0, size[::-1] * 2)
     ignored = np.array([roles[i] == "ignore" for i in indices], dtype=bool)
     return _Image(record, size, indices, boxes.astype(np.float32), ignored)
@@ -281,118 +280,83 @@ def _locations(rule: _Rule, size: tuple[int, int]) -> Locations:
     return compute_locations(maps, rule.strides, offset=rule.location_offset, image_size=image_size)
 
 
-def _batches(
-    images: Sequence[_Image], rule: _Rule
-) -> Iterator[tuple[Locations, list[tuple[int, _Image]]]]:
-    """Yield images that share a grid, with their numbers; those without objects are left out."""
+def _batches(images: Sequence[_Image], rule: _Rule) -> Iterator[tuple[Locations, list[int]]]:
+    """Yield the indices of images with objects in groups that share a grid."""
     groups = defaultdict(list)
-    for number, image in enumerate(images):
+    for i, image in enumerate(images):
         if len(image.boxes):
             locations = _locations(rule, image.size)
-            key = (*locations.level_sizes, *locations.level_steps)
-            groups[key].append((number, image))
+            groups[(*locations.level_sizes, *locations.level_steps)].append(i)
     for group in groups.values():
-        locations = _locations(rule, group[0][1].size)
+        locations = _locations(rule, images[group[0]].size)
         count = max(1, _MAX_LOCATIONS // len(locations.points))
         for start in range(0, len(group), count):
             yield locations, group[start : start + count]
 
 
-def _count_locations(
-    images: Sequence[_Image], rule: _Rule
-) -> tuple[list[np.ndarray], list[np.ndarray], int]:
-    """Count for each box of each image its positives (M, V) and its candidates (M,).
+def _count(
+    images: Sequence[_Image], locations: Locations, rule: _Rule
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Match images that share a grid, with M boxes in all.
 
     Returns:
-        Both, and the number of ambiguous locations in all images.
+        Positives (M, V) and candidates (M,) of each box, 0 for ignored ones, and the number of
+        ambiguous locations.
     """
+    instances = [_instances(image) for image in images]
+    matches = rule.matcher(locations, instances)
+    is_trained = ~matches.gt_ignore
+    is_positive = (matches.labels >= 0) & (matches.gt_inds >= 0)
+    image, point = is_positive.nonzero(as_tuple=True)
     num_levels = len(rule.strides)
-    positives = [np.zeros((len(x.boxes), num_levels), dtype=int) for x in images]
-    candidates = [np.zeros(len(x.boxes), dtype=int) for x in images]
-    ambiguous = 0
-    with tqdm(total=len(images), desc="Matching", delay=3, disable=None) as progress:
-        for locations, batch in _batches(images, rule):
-            chosen = [image for _, image in batch]
-            box, place = _match(chosen, locations, rule)
-            ends = np.cumsum([len(image.boxes) for image in chosen])
-            cell = box * num_levels + locations.level_of(place)
-            totals = torch.bincount(cell, minlength=int(ends[-1]) * num_levels)
-            counts = np.split(totals.view(-1, num_levels).numpy(), ends[:-1])
-            trained = [_instances(image, ~image.ignored) for image in chosen]
-            passed, claims = rule.matcher.count_candidates(locations, trained)
-            ambiguous += int((claims > 1).sum())
-            passed = passed.split([len(x) for x in trained])
-            for (number, image), count, tested in zip(batch, counts, passed, strict=True):
-                positives[number] = count
-                candidates[number][~image.ignored] = tested.numpy()
-            progress.update(len(batch))
-    return positives, candidates, ambiguous
+    cell = matches.gt_inds[image, point] * num_levels + locations.level_of(point)
+    positives = torch.bincount(cell, minlength=len(is_trained) * num_levels)
+    candidates = torch.zeros(len(is_trained), dtype=torch.int64)
+    candidates[is_trained], claims = rule.matcher.count_candidates(
+        locations, [x[~x.gt_ignore] for x in instances]
+    )
+    return positives.view(-1, num_levels).numpy(), candidates.numpy(), int((claims > 1).sum())
 
 
-def _match(
-    images: Sequence[_Image], locations: Locations, rule: _Rule, with_ignored: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the positive locations of images: box, counted over all images, and place in grid."""
-    matches = rule.matcher(locations, [_instances(image) for image in images])
-    positive = matches.labels < rule.matcher.num_classes
-    if not with_ignored:
-        positive &= matches.labels >= 0
-    image, place = positive.nonzero(as_tuple=True)
-    return matches.gt_inds[image, place], place
-
-
-def _instances(image: _Image, chosen: np.ndarray | slice = slice(None)) -> Instances:
-    """Return the chosen objects of an image in the form that the matcher takes."""
+def _instances(image: _Image) -> Instances:
     instances = Instances(image.size)
-    instances.gt_boxes = Boxes(torch.from_numpy(image.boxes[chosen]))
-    instances.gt_classes = torch.zeros(len(instances), dtype=torch.int64)
-    instances.gt_ignore = torch.from_numpy(image.ignored[chosen])
+    instances.gt_boxes = Boxes(torch.from_numpy(image.boxes))
+    instances.gt_classes = torch.zeros(len(image.boxes), dtype=torch.int64)
+    instances.gt_ignore = torch.from_numpy(image.ignored)
     return instances
 
 
-def _object_table(
-    images: Sequence[_Image],
-    rule: _Rule,
-    positives: Sequence[np.ndarray],
-    candidates: Sequence[np.ndarray],
-) -> pd.DataFrame:
-    """One row an object that is trained."""
+def _object_rows(
+    image: _Image, rule: _Rule, positives: np.ndarray, candidates: np.ndarray
+) -> list[tuple]:
+    """Return the rows of an image's trained objects."""
     rows = []
-    for image, counts, passed in zip(images, positives, candidates, strict=True):
-        sides = image.boxes[:, 2:] - image.boxes[:, :2]
-        for k in (~image.ignored).nonzero()[0]:
-            annotation = image.record["annotations"][image.indices[k]]
-            width, height = box_xywh(annotation)[2:]
-            total = int(counts[k].sum())
-            rows.append(
-                {
-                    "image_id": image.record["image_id"],
-                    "index": int(image.indices[k]),
-                    "category_id": annotation["category_id"],
-                    "size": size_of_area([width * height])[0],
-                    "scaled_width": float(sides[k, 0]),
-                    "scaled_height": float(sides[k, 1]),
-                    "positives": total,
-                    "level": rule.level_names[counts[k].argmax()] if total else "",
-                    "expected_level": rule.level_names[_expected_level(sides[k], rule)],
-                    "candidates": int(passed[k]),
-                }
-            )
-    columns = ["image_id", "index", "category_id", "size", "scaled_width", "scaled_height"]
-    columns += ["positives", "level", "expected_level", "candidates"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _expected_level(sides: np.ndarray, rule: _Rule) -> int:
-    """Return the finest level whose range holds half the longer side."""
     ends = [end for _, end in rule.matcher.ranges]
-    return int(np.searchsorted(ends, sides.max() / 2))
+    for k in (~image.ignored).nonzero()[0]:
+        annotation = image.record["annotations"][image.indices[k]]
+        width, height = box_xywh(annotation)[2:]
+        scaled = image.boxes[k, 2:] - image.boxes[k, :2]
+        total = int(positives[k].sum())
+        rows.append(
+            (
+                image.record["image_id"],
+                int(image.indices[k]),
+                annotation["category_id"],
+                size_of_area([width * height])[0],
+                *map(float, scaled),
+                total,
+                rule.level_names[positives[k].argmax()] if total else "",
+                rule.level_names[np.searchsorted(ends, scaled.max() / 2)],
+                int(candidates[k]),
+            )
+        )
+    return rows
 
 
 def _summary(
     objects: pd.DataFrame, group: pd.Series, rows: Sequence[str], name: str
 ) -> pd.DataFrame:
-    """Coverage and positives of the objects of each group."""
+    """Return coverage and positives of the objects of each group."""
     positives = objects["positives"].astype(float).groupby(group.to_numpy())
     covered = (objects["positives"] > 0).astype(float).groupby(group.to_numpy())
     index = pd.Index(list(rows), name=name)
