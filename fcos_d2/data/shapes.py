@@ -1,4 +1,4 @@
-"""`shapes`: a generated data set of drawn figures, written as a real VOC folder."""
+"""Generated data set of drawn shapes, written as a VOC folder."""
 
 import colorsys
 import json
@@ -19,15 +19,15 @@ from .findings import DataError
 logger = logging.getLogger(__name__)
 
 SHAPE_CLASSES = ("circle", "cross", "heart", "square", "star", "triangle")
-GENERATOR_VERSION = 2  # raise it with every change of a pixel or a box
+GENERATOR_VERSION = 2  # increase with every change of a pixel or a box
 
 IMAGE_SIDE = (160, 224)  # pixels, both ends included
 MIN_SIZE = 8  # longer side of the smallest object, pixels
 MAX_SHARE = 0.66  # longer side of the largest object, as a share of the image's shorter side
 MAX_OBJECTS = 8
 EMPTY_SHARE = 0.04  # of the images
-HIDDEN_DIFFICULT = 0.5  # an object is difficult when more than this share of it is hidden ...
-HIDDEN_MAX = 0.75  # ... and none is hidden more than that: nobody could find it
+HIDDEN_DIFFICULT = 0.5  # an object is difficult if more than this share of it is hidden
+HIDDEN_MAX = 0.75  # largest share of an object that may be hidden
 SUPERSAMPLING = 4
 
 
@@ -48,7 +48,7 @@ class DrawnObject:
 
     @property
     def difficult(self) -> bool:
-        """Whether too much is hidden to expect that it is found."""
+        """Whether most of the object is hidden."""
         return 1 - self.visible > HIDDEN_DIFFICULT
 
 
@@ -57,7 +57,7 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[DrawnObject]]:
 
     Returns:
         image: (H, W, 3) uint8, RGB.
-        objects: in drawing order, the later in front.
+        objects: in drawing order, later ones in front.
     """
     # RandomState, not Generator: its streams are frozen, whatever the version of numpy.
     rng = np.random.RandomState(zlib.crc32(f"{split}/{index}".encode()))
@@ -87,41 +87,32 @@ def _draw_sizes(rng: np.random.RandomState, count: int, side: int) -> np.ndarray
 def _place_object(
     rng: np.random.RandomState, size: float, earlier: list[DrawnObject], height: int, width: int
 ) -> tuple[DrawnObject, np.ndarray] | None:
-    """Find a place where the new object hides none of the earlier ones for good.
+    """Find a place where a new object hides no earlier one too much.
 
     Returns:
-        The object and its antialiased coverage (H, W) in [0, 1]; None if no place was found. The
-        `visible` of the earlier objects is brought up to date.
+        The object and its antialiased coverage (H, W) in [0, 1]; None if no place was found.
+        ``visible`` of the earlier objects is updated.
     """
     for _ in range(30):
         name = SHAPE_CLASSES[rng.randint(len(SHAPE_CLASSES))]
         outline = _make_outline(rng, name) * size
-        margin = 0.25 * size if size >= 32 and rng.rand() < 0.3 else 0.0  # may stick out by that
+        margin = 0.25 * size if size >= 32 and rng.rand() < 0.3 else 0.0  # allowed outside
         low, high = -margin - outline.min(0), np.array([width, height]) + margin - outline.max(0)
         outline = outline + low + (high - low) * rng.rand(2)
         coverage = _rasterize(outline, height, width)
-        drawn = DrawnObject(
-            name=name,
-            mask=coverage >= 0.5,
-            truncated=bool((outline < 0).any() or (outline > (width, height)).any()),
-        )
-        front = drawn.mask
-        visible = [e.visible - (_front(e, earlier) & front).sum() / e.mask.sum() for e in earlier]
+        truncated = bool((outline < 0).any() or (outline > (width, height)).any())
+        drawn = DrawnObject(name, coverage >= 0.5, truncated)
+        front, visible = drawn.mask, []
+        for other in reversed(earlier):
+            visible.append(1 - (other.mask & front).sum() / other.mask.sum())
+            front = front | other.mask
+        visible.reverse()
         alike = any(e.name == name and _iou(e.box, drawn.box) > 0.4 for e in earlier)
         if not alike and all(v >= 1 - HIDDEN_MAX for v in visible):
             for other, share in zip(earlier, visible, strict=True):
                 other.visible = float(share)
             return drawn, coverage
     return None
-
-
-def _front(drawn: DrawnObject, objects: list[DrawnObject]) -> np.ndarray:
-    """The part (H, W) of an object's mask that none of the objects after it covers."""
-    position = next(i for i, other in enumerate(objects) if other is drawn)
-    mask = drawn.mask.copy()
-    for later in objects[position + 1 :]:
-        mask &= ~later.mask
-    return mask
 
 
 def _iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
@@ -133,7 +124,7 @@ def _iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
 
 
 def _make_outline(rng: np.random.RandomState, name: str) -> np.ndarray:
-    """Outline (P, 2) of a figure, stretched and turned, the longer side of its box being 1."""
+    """Outline (P, 2) of a shape, stretched and rotated; the longer side of its box is 1."""
     if name == "square":
         points = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], dtype=float)
     elif name == "cross":
@@ -169,7 +160,7 @@ def _rasterize(outline: np.ndarray, height: int, width: int) -> np.ndarray:
 def _paint_object(
     rng: np.random.RandomState, canvas: np.ndarray, drawn: DrawnObject, coverage: np.ndarray
 ) -> np.ndarray:
-    """Paint one textured figure with a soft shadow and a darker rim onto the (H, W, 3) canvas."""
+    """Paint a textured shape with a soft shadow and a darker rim onto the (H, W, 3) canvas."""
     height, width = drawn.mask.shape
     size = np.sqrt(drawn.mask.sum())
     base = _pick_colour(rng, drawn.name, canvas[drawn.mask].mean(0))
@@ -186,10 +177,9 @@ def _paint_object(
 
 
 def _pick_colour(rng: np.random.RandomState, name: str, behind: np.ndarray) -> np.ndarray:
-    """A vivid RGB colour in [0, 1], of the class's share of the hues, on the colour behind it.
+    """A vivid RGB colour in [0, 1] from the class's range of hues, unlike the one behind it.
 
-    A class has hues of its own, as leaves and bananas have: from the outline alone, which takes a
-    network much longer to see, nothing is told apart in the minutes of a first try on a CPU.
+    With random hues a network takes far longer to tell classes apart, by the outline alone.
     """
     sector = 1 / len(SHAPE_CLASSES)
     for _ in range(20):
@@ -245,14 +235,13 @@ def _blur(field: np.ndarray, radius: float) -> np.ndarray:
 
 
 def make_shapes(root: str | os.PathLike, split: str, count: int) -> Path:
-    """Write `count` drawn images as the VOC folder `<root>/<split>_<count>`, once.
+    """Write ``count`` drawn images as the VOC folder ``<root>/<split>_<count>``, once.
 
-    The folder appears whole or not at all, so that several processes may call this together.
+    The folder is complete when it appears, so several processes may call this together.
 
     Args:
-        root: folder of all generated splits; made if need be.
-        split: any name; it is the seed, so that different names give different images. A larger
-            count adds images, the first ones stay as they are.
+        root: folder of all generated splits, created if missing.
+        split: any name; it seeds the generator. A larger count of a split adds images.
         count: number of images.
 
     Returns:
@@ -277,36 +266,32 @@ def make_shapes(root: str | os.PathLike, split: str, count: int) -> Path:
         try:
             partial.rename(target)
         except OSError:
-            _check_recipe(target, recipe)  # another process was faster; its folder is the same
+            _check_recipe(target, recipe)  # another process was faster
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def _check_recipe(folder: Path, recipe: dict) -> None:
-    """Raise DataError unless the folder was written from this recipe."""
     try:
         found = json.loads((folder / "shapes.json").read_text())
     except (OSError, ValueError):
         found = None
     if found != recipe:
         raise DataError(
-            f"{folder} was not written by this version of the shapes generator "
-            f"(its shapes.json says {found}, needed is {recipe}). Delete the folder, "
-            "and it is drawn again."
+            f"{folder} was not written by this version of the shapes generator (its shapes.json "
+            f"says {found}, needed is {recipe}). Delete the folder, and it is drawn again."
         )
 
 
 def _write_folder(folder: Path, split: str, count: int, recipe: dict) -> None:
-    """Write images, annotations, split and class list in the layout of the VOC devkit."""
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True)
     names = [f"{split}_{index:05d}" for index in range(count)]
     for index, name in enumerate(names):
         image, objects = draw_image(split, index)
-        Image.fromarray(image).save(
-            folder / "JPEGImages" / f"{name}.jpg", quality=92, subsampling=0
-        )
+        path = folder / "JPEGImages" / f"{name}.jpg"
+        Image.fromarray(image).save(path, quality=92, subsampling=0)
         annotation = _make_annotation(name, image.shape, objects)
         annotation.write(folder / "Annotations" / f"{name}.xml", encoding="utf-8")
     (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{n}\n" for n in names))
@@ -317,22 +302,21 @@ def _write_folder(folder: Path, split: str, count: int, recipe: dict) -> None:
 def _make_annotation(
     name: str, shape: tuple[int, ...], objects: list[DrawnObject]
 ) -> ET.ElementTree:
-    """VOC annotation of one image: boxes 1-based, both ends included."""
+    """Return a VOC annotation; its boxes count pixels from 1 and include both ends."""
     root = ET.Element("annotation")
-    ET.SubElement(root, "filename").text = f"{name}.jpg"
-    size = ET.SubElement(root, "size")
-    for tag, value in zip(("height", "width", "depth"), shape, strict=True):
-        ET.SubElement(size, tag).text = str(value)
+    _add(root, filename=f"{name}.jpg")
+    height, width, depth = shape
+    _add(ET.SubElement(root, "size"), height=height, width=width, depth=depth)
     for drawn in objects:
         element = ET.SubElement(root, "object")
-        ET.SubElement(element, "name").text = drawn.name
-        ET.SubElement(element, "truncated").text = str(int(drawn.truncated))
-        ET.SubElement(element, "difficult").text = str(int(drawn.difficult))
+        truncated, difficult = int(drawn.truncated), int(drawn.difficult)
+        _add(element, name=drawn.name, truncated=truncated, difficult=difficult)
         x0, y0, x1, y1 = drawn.box
-        bndbox = ET.SubElement(element, "bndbox")
-        for tag, value in zip(
-            ("xmin", "ymin", "xmax", "ymax"), (x0 + 1, y0 + 1, x1, y1), strict=True
-        ):
-            ET.SubElement(bndbox, tag).text = str(value)
+        _add(ET.SubElement(element, "bndbox"), xmin=x0 + 1, ymin=y0 + 1, xmax=x1, ymax=y1)
     ET.indent(root, " ")
     return ET.ElementTree(root)
+
+
+def _add(element: ET.Element, **texts: object) -> None:
+    for tag, text in texts.items():
+        ET.SubElement(element, tag).text = str(text)

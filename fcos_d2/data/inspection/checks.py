@@ -1,7 +1,7 @@
 """Checks that no reader makes: duplicate images and boxes, broken pixels, missing objects."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..boxes import box_xywh, box_xyxy
 from ..dataset_mapper import training_role
 from ..findings import Finding, Source
 from ..images import read_image
-from .assignment import Assignment
+from .assignment import Assignment, summarize_assignment
 
 MIN_COVERAGE = 90  # percent
 _MAX_IMBALANCE = 100  # ratio of the most frequent class to a rare one, in objects
@@ -194,17 +194,10 @@ def _count_classes(sources: Sequence[Source], difficult: str) -> Counter:
     return Counter(x["category_id"] for x in trained)
 
 
-def check_coverage(
-    source: Source, assignment: Assignment, summary: dict[str, pd.DataFrame]
-) -> list[Finding]:
-    """Find objects with no or few training locations, and sizes and classes with many such.
-
-    Args:
-        source: the source that was matched.
-        assignment: its assignment.
-        summary: result of ``summarize_assignment``.
-    """
+def check_coverage(source: Source, assignment: Assignment) -> list[Finding]:
+    """Find objects with no or few training locations, and sizes and classes with many such."""
     findings = _check_objects(source, assignment)
+    summary = summarize_assignment(assignment, source.class_names)
     for group in ("size", "class"):
         table = summary[group]
         for name, row in table[table["coverage"] < MIN_COVERAGE].iterrows():
@@ -244,38 +237,30 @@ def _check_objects(source: Source, assignment: Assignment) -> list[Finding]:
 
 def count_objects(source: Source) -> pd.DataFrame:
     """Return per class: objects, images with it, difficult and crowd, and median sides."""
-    rows = defaultdict(list)
-    for record in source.records:
-        for x in record["annotations"]:
-            flags = bool(x.get("difficult", 0)), bool(x.get("iscrowd", 0))
-            rows[x["category_id"]].append((record["image_id"], *flags, *box_xywh(x)[2:]))
-    table = []
-    for category in range(len(source.class_names)):
-        columns = ["image", "difficult", "crowd", "width", "height"]
-        found = pd.DataFrame(rows[category], columns=columns)
-        table.append(
-            {
-                "objects": len(found),
-                "images": found["image"].nunique(),
-                "difficult": int(found["difficult"].sum()),
-                "crowd": int(found["crowd"].sum()),
-                "median_width": found["width"].median(),
-                "median_height": found["height"].median(),
-            }
-        )
-    return pd.DataFrame(table, index=pd.Index(source.class_names, name="class"))
+    groups = _objects(source).groupby("category")
+    table = pd.DataFrame(
+        {
+            "objects": groups.size(),
+            "images": groups["image"].nunique(),
+            "difficult": groups["difficult"].sum(),
+            "crowd": groups["crowd"].sum(),
+            "median_width": groups["width"].median(),
+            "median_height": groups["height"].median(),
+        }
+    ).reindex(range(len(source.class_names)))
+    counts = ["objects", "images", "difficult", "crowd"]
+    table[counts] = table[counts].fillna(0).astype(int)
+    return table.set_axis(pd.Index(source.class_names, name="class"))
 
 
 def describe_sizes(source: Source) -> pd.DataFrame:
     """Return minimum, 5 %, median, 95 % and maximum of image and box sides, in pixels."""
-    images = [(float(x["width"]), float(x["height"])) for x in source.records]
-    boxes = [box_xywh(x)[2:] for record in source.records for x in record["annotations"]]
+    images = pd.DataFrame(source.records, columns=["width", "height"], dtype=float)
     quantities = {}
-    for name, sides in (("image", images), ("box", boxes)):
-        frame = pd.DataFrame(sides, columns=["w", "h"], dtype=float)
-        quantities[f"{name} width"] = frame["w"]
-        quantities[f"{name} height"] = frame["h"]
-        quantities[f"{name} width / height"] = frame["w"] / frame["h"]
+    for name, frame in (("image", images), ("box", _objects(source))):
+        quantities[f"{name} width"] = frame["width"]
+        quantities[f"{name} height"] = frame["height"]
+        quantities[f"{name} width / height"] = frame["width"] / frame["height"]
     shares = {"least": 0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "largest": 1}
     return pd.DataFrame(
         {
@@ -283,3 +268,19 @@ def describe_sizes(source: Source) -> pd.DataFrame:
             for label, share in shares.items()
         }
     )
+
+
+def _objects(source: Source) -> pd.DataFrame:
+    """Return one row per object; its sides are those of its box in pixels."""
+    rows = [
+        (
+            record["image_id"],
+            x["category_id"],
+            *(int(bool(x.get(key, 0))) for key in ("difficult", "iscrowd")),
+            *box_xywh(x)[2:],
+        )
+        for record in source.records
+        for x in record["annotations"]
+    ]
+    columns = ["image", "category", "difficult", "crowd", "width", "height"]
+    return pd.DataFrame(rows, columns=columns).astype({"width": float, "height": float})

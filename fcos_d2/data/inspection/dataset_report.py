@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import pandas as pd
 from detectron2.config import CfgNode
-from tabulate import tabulate
 
 from ...config import check_training, set_num_classes
 from ..dataset_mapper import DetectionDatasetMapper
@@ -70,12 +69,11 @@ def inspect_datasets(
     for source in trained:
         try:
             assignment = assignment_table(source.records, cfg, min_size=min_size)
-        except ValueError as error:  # levels that don't fit together
+        except ValueError as error:  # the levels don't fit together
             findings.append(_config_error(error))
             break
         assignments[source.name] = assignment
-        summary = summarize_assignment(assignment, source.class_names)
-        findings += check_coverage(source, assignment, summary)
+        findings += check_coverage(source, assignment)
     return DatasetReport(list(sources.values()), locate(findings), assignments)
 
 
@@ -139,13 +137,10 @@ def _format_source(source: Source, assignment: Assignment | None) -> list[str]:
 
 
 def _table(table: pd.DataFrame, number_format: str) -> str:
-    headers = [str(table.index.name or ""), *(str(x).replace("_", " ") for x in table.columns)]
+    table = table.rename(columns=lambda x: str(x).replace("_", " "))
     # nan: there is nothing to measure.
-    rows = [
-        [name, *(None if pd.isna(x) else x for x in row)]
-        for name, row in zip(table.index, table.itertuples(index=False), strict=True)
-    ]
-    return tabulate(rows, headers=headers, floatfmt=number_format, missingval="-", tablefmt="pipe")
+    table = table.astype(object).where(table.notna(), None)
+    return table.to_markdown(floatfmt=number_format, missingval="-")
 
 
 def report_content(report: DatasetReport) -> dict:

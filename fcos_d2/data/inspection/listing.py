@@ -9,46 +9,45 @@ from xml.parsers import expat
 from ..findings import SKIP_HINT, Finding
 
 _LARGER = (
-    "Larger images (INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST, and their MAX_SIZE), or a finer "
-    "level (P2: see 'Any backbone' in the README) have room for small objects; larger bounds in "
-    "MODEL.FCOS.SIZES_OF_INTEREST keep long thin ones on finer levels."
+    "Larger images (INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST, and their MAX_SIZE) or a finer "
+    "level (P2, see docs/extending.md) give small objects locations; larger bounds in "
+    "MODEL.FCOS.SIZES_OF_INTEREST keep long thin objects on finer levels."
 )
-# What to do about each kind of finding.
+# Remedy of each kind of finding; messages of the first kinds name their own.
 ADVICE = {
-    "source": "",  # this and the next two kinds say so themselves
+    "source": "",
     "bad file": "",
     "bad object": "",
     "config": "",
     "bad box": SKIP_HINT,
-    "bad image": "Replace the file, or take the image out of the data set.",
-    "image size": "Correct width and height, and look whether the boxes are of the same scale.",
+    "bad image": "Replace the file, or remove the image from the data set.",
+    "image size": "Correct width and height, and check whether the boxes are of the same scale.",
     "listed twice": "Keep one of them.",
-    "box sticks out": "What is outside is cut off when the image is read: correct the box if the "
-    "object does not really end at the border.",
-    "box from 0": "VOC counts pixels from 1, so a box that begins at 0 was probably written by a "
-    "program that counts from 0, and all of its boxes are one pixel too far to the left and the "
-    "top. Add 1 to xmin and ymin (and to xmax and ymax, if they name the last pixel and count "
-    "from 0, too).",
-    "same box": "Delete one: at each location one object is learnt, so the other one has none, and "
-    "counts as missed in the evaluation.",
+    "box sticks out": "The part outside is clipped when the image is read: correct the box if the "
+    "object does not end at the border.",
+    "box from 0": "VOC counts pixels from 1, so a box that starts at 0 was probably written by a "
+    "program that counts from 0, and all of its boxes are one pixel too far left and up. Add 1 to "
+    "xmin and ymin (and to xmax and ymax, if they name the last pixel counted from 0, too).",
+    "same box": "Delete one: a location learns one object, so the other gets none and counts as "
+    "missed in the evaluation.",
     "same picture": "Keep one of them, with the objects of both.",
-    "same picture in two sources": "Where one is trained on and the other one tested on, the "
-    "result is too good: take it out of one.",
+    "same picture in two sources": "If one is for training and the other for testing, the result "
+    "is too good: remove it from one.",
     "classes": "All data sets of a run need the same classes in the same order: put the same "
-    "classes.txt (one name a line) into all folders, or give the json files the same categories.",
-    "background class": "FCOS has no class for the background: take it out of the class names.",
+    "classes.txt (one name per line) into all folders, or give the json files the same categories.",
+    "background class": "FCOS has no background class: remove it from the class names.",
     "class name twice": "Give each class one category: merge them, or rename one.",
-    "no objects": "INPUT.DIFFICULT train learns difficult objects; crowd regions are never learnt.",
-    "class without objects": "The model can't learn it: add images, or take it out of the class "
+    "no objects": "INPUT.DIFFICULT train learns difficult objects; crowd regions are never learned.",
+    "class without objects": "The model can't learn it: add images, or remove it from the class "
     "names (classes.txt, 'categories').",
     "rare classes": "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler with a "
-    "DATALOADER.REPEAT_THRESHOLD of, say, 0.1 shows their images more often.",
+    "DATALOADER.REPEAT_THRESHOLD such as 0.1 shows their images more often.",
     "images without objects": "They are trained as background "
-    "(DATALOADER.FILTER_EMPTY_ANNOTATIONS True leaves them out): see that no annotation was lost.",
-    "no training location": f"At this scale nothing learns it. {_LARGER}",
-    "no location of its own": "At this scale nothing learns it: a location learns the "
-    "smallest object around it, and another one has nearly the same centre. At a larger scale "
-    "(INPUT.MIN_SIZE_TRAIN) they may part; nothing need be wrong with such an object.",
+    "(DATALOADER.FILTER_EMPTY_ANNOTATIONS True excludes them): check that no annotation is missing.",
+    "no training location": f"No location learns it at this scale. {_LARGER}",
+    "no location of its own": "No location learns it at this scale: a location learns the smallest "
+    "object around it, and another object has nearly the same center. A larger scale "
+    "(INPUT.MIN_SIZE_TRAIN) may separate them; the annotation is not necessarily wrong.",
     "below the finest stride": f"It has few locations. {_LARGER}",
     "coverage": _LARGER,
 }
@@ -64,14 +63,14 @@ def locate(findings: Sequence[Finding]) -> list[Finding]:
         file: xml_lines(file) if elements & {"object", "size"} else json_lines(file)
         for file, elements in wanted.items()
     }
-    return [
-        x if x.item is None else x._replace(line=_line(tables[x.file], *x.item)) for x in findings
-    ]
-
-
-def _line(table: dict[str, list[int]], element: str, index: int) -> int | None:
-    lines = table.get(element, [])
-    return lines[index] if index < len(lines) else None
+    found = []
+    for finding in findings:
+        if finding.item is not None:
+            element, index = finding.item
+            lines = tables[finding.file].get(element, [])[index:]
+            finding = finding._replace(line=lines[0] if lines else None)
+        found.append(finding)
+    return found
 
 
 def format_findings(findings: Sequence[Finding], limit: int | None = 10) -> str:

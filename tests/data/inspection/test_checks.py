@@ -440,6 +440,8 @@ def test_coverage(voc):
         {
             "image_id": "a",
             "index": [0, 1, 2, 3],
+            "category_id": [1, 0, 1, 1],
+            "size": "small",
             "scaled_width": [16.0, 16, 4, 16],
             "scaled_height": [16.0, 7, 4, 16],
             "positives": [4, 2, 0, 0],
@@ -448,14 +450,8 @@ def test_coverage(voc):
         }
     )
     levels = pd.DataFrame({"stride": [8, 16]}, index=["p3", "p4"])
-    summary = {
-        "size": pd.DataFrame({"coverage": [50.0, 90], "objects": [4, 9]}, index=["small", "large"]),
-        "class": pd.DataFrame(
-            {"coverage": [100, 100 / 3], "objects": [1, 3]}, index=["bus", "car"]
-        ),
-    }
     assignment = Assignment(objects, levels, 0, 6, "")
-    findings = locate(check_coverage(source, assignment, summary))
+    findings = locate(check_coverage(source, assignment))
     assert {x.severity for x in findings} == {"warning"}
     assert [(x.kind, x.line) for x in findings[:3]] == [
         ("below the finest stride", line_of(voc.xml("a"), "<object>", 2)),
@@ -471,7 +467,7 @@ def test_coverage(voc):
     ]
     assert all(ADVICE[x.kind] for x in findings)
     few = assignment._replace(objects=objects[2:])
-    finding = locate(check_coverage(source, few, summary))[-1]
+    finding = locate(check_coverage(source, few))[-1]
     assert (finding.severity, finding.kind) == ("error", "coverage")
     assert finding.message == "none of 2 objects has a training location"
 
