@@ -1,8 +1,8 @@
 """Check data before training: python tools/check_dataset.py voc:my/folder:train voc:my/folder:val.
 
-Everything that training would stop at, all of it and not the first only; what it would not stop at
-(the same picture in train and val, boxes twice, broken pixels, ...); and how many objects get a
-training location. Exit status: 0 with warnings only, 1 if training would stop or go wrong, 2 for a
+Reports every error that would stop training, not just the first; problems that would not stop it
+(duplicate images in train and val, duplicate boxes, broken pixels, ...); and how many objects get a
+training location. Exit status: 0 without errors, 1 if training would stop or go wrong, 2 for a
 wrong command line.
 """
 
@@ -27,28 +27,28 @@ def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "arguments",
         nargs="*",
         metavar="SOURCE ... KEY VALUE ...",
-        help="sources, as in DATASETS: the first is what to train on, the others what to test on "
-        "(none: the recipe's DATASETS.TRAIN and TEST); then keys that override the recipe",
+        help="sources, as in DATASETS, the first for training, the others for testing (none: the "
+        "recipe's DATASETS.TRAIN and TEST); then keys that override the recipe",
     )
-    add(
+    path = {"metavar": "PATH", "type": Path}
+    parser.add_argument(
         "--config-file",
         default=str(DEFAULT_CONFIG),
         metavar="FILE",
-        help="recipe whose scale, levels and treatment of objects count; default: %(default)s",
+        help="recipe whose scale, levels and treatment of objects apply; default: %(default)s",
     )
-    add(
+    parser.add_argument(
         "--min-size",
         type=int,
         metavar="N",
         help="shorter edge for the coverage; default: the middle of INPUT.MIN_SIZE_TRAIN",
     )
-    add("--json", type=Path, metavar="FILE", help="write everything, every finding, as data")
-    add("--overlays", type=Path, metavar="DIR", help="draw the training locations of some images")
+    parser.add_argument("--json", **path, help="write all findings and tables to a json file")
+    parser.add_argument("--overlays", **path, help="draw training locations into a folder")
     return parser
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg = load_cfg(args.config_file, [*opts, "MODEL.DEVICE", "cpu"])
         train, test = _datasets(cfg, sources)
         if args.min_size is not None and args.min_size < 1:
-            raise ValueError(f"--min-size is {args.min_size}: it has to be 1 or more.")
+            raise ValueError(f"--min-size is {args.min_size}: it must be 1 or more.")
         report = inspect_datasets(cfg, train, test, min_size=args.min_size)
         print(format_report(report), end="")
         if args.json is not None:
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part sources from the KEY VALUE pairs behind them, at the first KEY."""
-    for place, argument in enumerate(arguments):
+    """Split sources from the KEY VALUE pairs that follow, at the first KEY."""
+    for i, argument in enumerate(arguments):
         if re.match(r"[A-Z][A-Z0-9_]*\.[A-Z0-9_.]+$", argument):
-            return list(arguments[:place]), list(arguments[place:])
+            return list(arguments[:i]), list(arguments[i:])
     return list(arguments), []
 
 
@@ -87,7 +87,7 @@ def _datasets(cfg: CfgNode, sources: Sequence[str]) -> tuple[list[str], list[str
     if sources:
         return list(sources[:1]), list(sources[1:])
     if not cfg.DATASETS.TRAIN:
-        raise ValueError("no SOURCE is named, and DATASETS.TRAIN is empty")
+        raise ValueError("no SOURCE is named and DATASETS.TRAIN is empty")
     return list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
 
 

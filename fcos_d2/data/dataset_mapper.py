@@ -1,4 +1,4 @@
-"""Records to what the model takes: images, and in training boxes, ignored objects included."""
+"""Mapper of dataset records to model inputs."""
 
 import numpy as np
 import torch
@@ -31,20 +31,19 @@ class DetectionDatasetMapper:
         reduced_jpeg: bool = False,
         is_train: bool = True,
     ):
-        """Fix what is done to each record.
-
+        """
         Args:
             augmentations: Detectron2 augmentations or transforms, applied in order.
             image_format: order of the channels.
-            difficult: what becomes of objects marked difficult: "ignore", "train" or "drop".
-            crowd: what becomes of crowd regions: "ignore" or "drop".
-            reduced_jpeg: decode JPEG files at 1/2, 1/4 or 1/8 of their size where the first
-                augmentation is a ``ResizeShortestEdge`` that makes them at least that much
-                smaller. It resizes to the same size either way, and boxes are the same.
-            is_train: give the objects; without them only the image is mapped.
+            difficult: role of objects marked difficult: "ignore", "train" or "drop".
+            crowd: role of crowd regions: "ignore" or "drop".
+            reduced_jpeg: decode JPEG files at 1/2, 1/4 or 1/8 of their size if the first
+                augmentation is a ``ResizeShortestEdge`` that shrinks them at least that much.
+                Sizes and boxes stay the same.
+            is_train: add the objects; otherwise only the image is mapped.
 
         Raises:
-            ValueError: an unknown choice.
+            ValueError: an unknown role.
         """
         if difficult not in DIFFICULT_CHOICES:
             raise ValueError(f"INPUT.DIFFICULT is {difficult!r}, not one of {DIFFICULT_CHOICES}.")
@@ -75,12 +74,11 @@ class DetectionDatasetMapper:
         }
 
     def __call__(self, record: dict) -> dict:
-        """Map a record of a data set (Detectron2's standard format) to an input of the model.
+        """Map a record (Detectron2's standard format) to an input of the model.
 
         Returns:
-            The record without its annotations, with ``image`` (C, H, W) uint8 and in training
-            ``instances``: ``gt_boxes`` (XYXY pixels of ``image``), ``gt_classes`` and
-            ``gt_ignore`` (bool).
+            The record without annotations, with ``image`` (C, H, W) uint8 and in training
+            ``instances``: ``gt_boxes`` (XYXY pixels of ``image``), ``gt_classes``, ``gt_ignore``.
         """
         record = dict(record)
         annotations = record.pop("annotations", [])
@@ -95,16 +93,15 @@ class DetectionDatasetMapper:
         factor, resize = 1, None
         first = self.augmentations[0] if self.augmentations else None
         if self.reduced_jpeg and isinstance(first, T.ResizeShortestEdge):
-            # It looks at the size alone.
+            # Only the shape of the array is used.
             shape = (record["height"], record["width"], 3)
             resize = first.get_transform(np.broadcast_to(np.uint8(0), shape))
             factor = reduction(resize)
         image = read_image(record, self.image_format, factor)
-        if resize is None:
-            augmentations, transforms = self.augmentations, T.TransformList([])
-        else:
-            augmentations, transforms = self.augmentations[1:], T.TransformList([resize])
-            image = _resized(image, resize)
+        augmentations, transforms = self.augmentations, T.TransformList([])
+        if resize is not None:
+            augmentations, transforms = augmentations[1:], T.TransformList([resize])
+            image = _resize(image, resize)
         aug_input = T.AugInput(image)
         transforms = transforms + T.AugmentationList(augmentations)(aug_input)
         return aug_input.image, transforms
@@ -143,28 +140,27 @@ def training_role(annotation: dict, difficult: str, crowd: str) -> str:
 
 
 def color_jitter(strength: float) -> list[T.Augmentation]:
-    """Return Detectron2's brightness, contrast and saturation; nothing for 0.
+    """Return random brightness, contrast and saturation, or nothing if ``strength`` is 0.
 
     Args:
-        strength: the factors are drawn from [1 - strength, 1 + strength].
+        strength: factors are drawn from [1 - strength, 1 + strength].
 
     Raises:
         ValueError: it is not in [0, 1).
     """
     if not 0 <= strength < 1:
-        raise ValueError(f"INPUT.COLOR_JITTER is {strength}: it has to be in [0, 1), as in 0.2.")
+        raise ValueError(f"INPUT.COLOR_JITTER is {strength}: it must be in [0, 1), such as 0.2.")
     if not strength:
         return []
     factors = (1 - strength, 1 + strength)
-    # Detectron2 weighs the channels of the grey image as those of RGB; with BGR the saturation
-    # changes about a slightly different grey.
+    # Detectron2 weights the channels of the gray image as RGB; with BGR, saturation changes
+    # around a slightly different gray.
     return [T.RandomBrightness(*factors), T.RandomContrast(*factors), T.RandomSaturation(*factors)]
 
 
-def _resized(image: np.ndarray, resize: T.Transform) -> np.ndarray:
-    """Resize an image, decoded at any size, to what ``resize`` makes of the full one."""
-    if not isinstance(resize, T.ResizeTransform):
-        return resize.apply_image(image)
-    height, width = image.shape[:2]
-    same = T.ResizeTransform(height, width, resize.new_h, resize.new_w, resize.interp)
-    return same.apply_image(image)
+def _resize(image: np.ndarray, resize: T.Transform) -> np.ndarray:
+    """Resize an image, decoded at any size, to the output size of ``resize``."""
+    if isinstance(resize, T.ResizeTransform):
+        size = resize.new_h, resize.new_w, resize.interp
+        resize = T.ResizeTransform(*image.shape[:2], *size)
+    return resize.apply_image(image)

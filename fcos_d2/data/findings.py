@@ -13,12 +13,11 @@ class Finding(NamedTuple):
 
     Attributes:
         severity: "error" (training stops or goes wrong) or "warning".
-        kind: findings of a kind share one remedy, ``fcos_d2.data.inspection.ADVICE[kind]``.
+        kind: key of ``ADVICE`` in :mod:`.inspection.listing`, the remedy.
         file: path, or name of a source.
-        message: the object, the problem and the remedy.
-        item: element of ``file`` counted from 0, from which the line is found: ("object", k) or
-            ("size", 0) in a VOC annotation, ("images", k), ("annotations", k) or ("categories", k)
-            in a COCO file.
+        message: the object, the problem and, if it is not that of the kind, the remedy.
+        item: element of ``file``, whose line can be looked up: ("object", k) or ("size", 0) in a
+            VOC annotation, ("images", k), ("annotations", k) or ("categories", k) in a COCO file.
         line: counted from 1; None if there is none or it has not been looked up.
     """
 

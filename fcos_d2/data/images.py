@@ -1,4 +1,4 @@
-"""Image files, read in full or, where that is enough, at a fraction of their size."""
+"""Image files, decoded in full or at a fraction of their size."""
 
 import numpy as np
 from detectron2.data import detection_utils as utils
@@ -10,7 +10,7 @@ from PIL import Image
 def reduction(resize: T.Transform) -> int:
     """Return the largest of 1, 2, 4, 8 by which an image can be reduced before ``resize``.
 
-    The reduced image is not smaller than what it is resized to.
+    The reduced image is not smaller than the output of ``resize``.
     """
     if not isinstance(resize, T.ResizeTransform):
         return 1
@@ -24,14 +24,14 @@ def read_image(record: dict, image_format: str, factor: int = 1) -> np.ndarray:
     Args:
         record: ``file_name``, and ``height`` and ``width`` of the full image.
         image_format: order of the channels.
-        factor: 1, 2, 4 or 8: let a JPEG decoder make it that much smaller, which leaves most of
-            its work out. Sides are rounded up. Other files come in full.
+        factor: 1, 2, 4 or 8: reduction by the JPEG decoder, which saves most of its work. Sides
+            are rounded up. Other formats are decoded in full.
 
     Returns:
         (H, W, C) uint8.
 
     Raises:
-        SizeMismatchError: the file has another size than the record says.
+        SizeMismatchError: the file has another size than the record.
     """
     if factor == 1:
         image = utils.read_image(record["file_name"], format=image_format)

@@ -1,4 +1,4 @@
-"""Batches of training inputs that repeat exactly, also after a resume."""
+"""Training loader with batches that repeat exactly, also after a resume."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,12 +16,11 @@ from .sources import load_records
 
 
 class TrainLoader:
-    """Endless batches of this rank; batch k is the same whenever and wherever training starts.
+    """Endless batches of this rank; batch k is the same wherever training starts.
 
-    Detectron2's loader starts its stream anew after a resume, and groups images by aspect ratio
-    after they were read. Here the grouping is done on indices, so that a resumed run skips what
-    was trained on without reading it, and each image's augmentation draws from a seed of its own,
-    so that the number of workers changes nothing.
+    Detectron2's loader restarts its stream after a resume, and groups images by aspect ratio after
+    reading them. Here indices are grouped, so that a resumed run skips images without reading them,
+    and each image's augmentation has its own seed, so that the number of workers has no effect.
     """
 
     def __init__(
@@ -35,17 +34,16 @@ class TrainLoader:
         group_by_aspect_ratio: bool = True,
         num_workers: int = 0,
     ):
-        """Keep what is needed to start at any iteration.
-
+        """
         Args:
             records: dataset dicts, with ``width`` and ``height``.
             mapper: record to input of the model; its randomness comes from ``numpy.random``.
-            sampler: an endless stream of indices into ``records`` for this rank, the same each
-                time that it is iterated.
-            batch_size: images in a batch of this rank.
+            sampler: endless stream of indices into ``records`` for this rank, the same each time
+                it is iterated.
+            batch_size: images per batch of this rank.
             seed: of the augmentation.
             group_by_aspect_ratio: put only wide or only tall images into a batch.
-            num_workers: processes that read images; 0 reads them in this one.
+            num_workers: processes that read images; 0 reads them in the main process.
         """
         self.start_iter = 0  # set by the trainer when it resumes
         self.dataset = _SeededDataset(DatasetFromList(records, copy=False), mapper, seed)
@@ -55,7 +53,7 @@ class TrainLoader:
         self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[list[dict]]:
-        """Yield the batches from iteration ``start_iter`` on, as it is at the first ``next``."""
+        """Yield batches from ``start_iter`` on, whose value is taken at the first ``next``."""
         batches = itertools.islice(self._index_batches(), self.start_iter, None)
         yield from DataLoader(
             self.dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=list

@@ -1,5 +1,6 @@
 """Data sources by name: ``voc:PATH:SPLIT``, ``coco:JSON:IMAGES``, ``shapes:SPLIT:COUNT``."""
 
+import errno
 import logging
 import os
 from functools import partial
@@ -115,53 +116,45 @@ def read_source(name: str) -> Source:
 def _read(source: Source) -> None:
     name = source.name
     kind, _, rest = name.partition(":")
-    if kind == "voc" and rest:
-        read_voc(source, *_parse_voc(rest))
-    elif kind == "coco" and rest:
-        read_coco(source, *_parse_coco(name, rest))
-    elif kind == "shapes" and rest:
-        read_voc(source, *_draw_shapes(name, rest))
-    elif name not in DatasetCatalog.list():
+    if name.startswith(_PREFIXES) and rest:
+        {"voc": _read_folder, "coco": _read_json, "shapes": _read_shapes}[kind](source, rest)
+        return
+    if name not in DatasetCatalog.list():
         raise DataError(f"DATASETS: {name!r} is not known. Name a source as {_FORMS}.")
+    metadata = MetadataCatalog.get(name)
+    source.class_names = list(metadata.get("thing_classes") or ())
+    # Only Detectron2's register_pascal_voc and this package set both.
+    if metadata.get("dirname") and metadata.get("year"):
+        if not os.path.isdir(metadata.dirname):
+            raise FileNotFoundError(errno.ENOENT, "No such folder", metadata.dirname)
+        read_voc(source, Path(metadata.dirname), metadata.split)
+    elif metadata.get("json_file") and metadata.get("evaluator_type") == "coco":
+        read_coco(source, metadata.json_file, metadata.image_root)
     else:
-        metadata = MetadataCatalog.get(name)
-        source.class_names = list(metadata.get("thing_classes") or ())
-        # What Detectron2's register_pascal_voc and _register_voc_folder set, and nothing else does.
-        if metadata.get("dirname") and metadata.get("year"):
-            if not os.path.isdir(metadata.dirname):
-                raise FileNotFoundError(2, "No such directory", metadata.dirname)
-            read_voc(source, Path(metadata.dirname), metadata.split)
-        elif metadata.get("json_file") and metadata.get("evaluator_type") == "coco":
-            read_coco(source, metadata.json_file, metadata.image_root)
-        else:
-            read_catalog(source)
+        read_catalog(source)
 
 
-def _parse_voc(rest: str) -> tuple[Path, str | None]:
-    """Return folder and split of ``voc:PATH:SPLIT`` or ``voc:PATH``."""
+def _read_folder(source: Source, rest: str) -> None:
     path, _, split = rest.rpartition(":")
     if not path or os.sep in split:
         path, split = rest, ""
     # Absolute, so that the name of the folder is known even if the path is ".".
-    return Path(os.path.abspath(os.path.expanduser(path))), split or None
+    read_voc(source, Path(os.path.abspath(os.path.expanduser(path))), split or None)
 
 
-def _parse_coco(name: str, rest: str) -> tuple[str, str]:
-    """Return file and image folder of ``coco:ANNOTATIONS.json:IMAGE_FOLDER``."""
+def _read_json(source: Source, rest: str) -> None:
     json_file, _, image_root = (os.path.expanduser(part) for part in rest.rpartition(":"))
     if not json_file or not image_root:
-        raise DataError(f"{name!r}: COCO data is named coco:ANNOTATIONS.json:IMAGE_FOLDER.")
+        raise DataError(f"{source.name!r}: COCO data is named coco:ANNOTATIONS.json:IMAGE_FOLDER.")
     if not os.path.isdir(image_root):
-        raise DataError(f"{name!r}: the image folder {image_root} is not there.")
-    return json_file, image_root
+        raise DataError(f"{source.name!r}: the image folder {image_root} is not there.")
+    read_coco(source, json_file, image_root)
 
 
-def _draw_shapes(name: str, rest: str) -> tuple[Path, str]:
-    """Return folder and split of ``shapes:SPLIT:COUNT``, drawn if it is not there."""
+def _read_shapes(source: Source, rest: str) -> None:
     split, _, count = rest.rpartition(":")
     if not split.isidentifier() or not count.isdecimal() or int(count) < 1:
-        raise DataError(
-            f"{name!r}: generated shapes are named shapes:SPLIT:COUNT, as in 'shapes:train:400'."
-        )
+        message = "generated shapes are named shapes:SPLIT:COUNT, as in 'shapes:train:400'."
+        raise DataError(f"{source.name!r}: {message}")
     datasets = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-    return make_shapes(os.path.join(datasets, "shapes"), split, int(count)), split
+    read_voc(source, make_shapes(os.path.join(datasets, "shapes"), split, int(count)), split)

@@ -25,18 +25,16 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class _Object(NamedTuple):
-    """Texts of an ``<object>``; ``corners`` is None without a ``<bndbox>``."""
-
     name: str
-    corners: list[str] | None
+    corners: list[str] | None  # None without a <bndbox>
     difficult: str
 
 
 class _Annotation(NamedTuple):
-    """Texts of an annotation file; ``size`` is (width, height)."""
+    """The texts of an annotation file."""
 
     filename: str
-    size: tuple[str, str]
+    size: list[str]  # width, height
     objects: list[_Object]
 
 
@@ -160,24 +158,24 @@ def _order_class_names(folder: Path, found: Collection[str]) -> list[str]:
 
 def _parse(source: Source, path: str) -> _Annotation | None:
     """Read an annotation file, ignoring XML namespaces; a finding if it can't be used."""
+    problem, line = "", None
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
-        message = "missing: every listed image needs an annotation, one without <object> if the "
-        source.error("bad file", path, f"{message}image has no objects")
-        return None
+        problem = "missing: every listed image needs an annotation, one without <object> if it has "
+        problem += "no objects"
     except (ET.ParseError, ValueError, LookupError) as error:  # the latter two: its encoding
+        problem = f"broken XML ({error}): correct it or write it again"
         line = error.position[0] if isinstance(error, ET.ParseError) else None
-        message = f"broken XML ({error}): correct it or write it again"
-        source.error("bad file", path, message, line=line)
+    else:
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+        if root.tag != "annotation":
+            problem = f"not a VOC annotation: its root is <{root.tag}>, not <annotation>"
+    if problem:
+        source.error("bad file", path, problem, line=line)
         return None
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-    if root.tag != "annotation":
-        message = f"not a VOC annotation: its root is <{root.tag}>, not <annotation>"
-        source.error("bad file", path, message)
-        return None
-    size = _text(root, "size/width"), _text(root, "size/height")
+    size = [_text(root, f"size/{side}") for side in ("width", "height")]
     return _Annotation(_text(root, "filename"), size, list(map(_object, root.iter("object"))))
 
 
@@ -196,18 +194,17 @@ def _read_image(
 ) -> None:
     """Add the record of an image, unless there is an error that is not a single object's."""
     path = _xml(folder, name)
-    # Objects are checked without the image's size if that can't be read.
-    size: tuple[float, float] = (math.inf, math.inf)
-    usable = False
+    num_findings = len(source.findings)
+    # If the image can't be read, objects are checked without its size.
+    image, size = "", (math.inf, math.inf)
     try:
         image = _find_image(folder, name, annotation.filename)
         size = _image_size(image)
-        usable = True
+        _check_size(annotation.size, image, size)
     except DataError as error:
-        source.error("bad file", path, str(error))
-    if usable and (problem := _size_problem(annotation.size, image, size)):
-        source.error("bad file", path, problem, item=("size", 0))
-        usable = False
+        item = ("size", 0) if math.isfinite(size[0]) else None
+        source.error("bad file", path, str(error), item=item)
+    usable = len(source.findings) == num_findings
     objects, indices = [], []
     for index, thing in enumerate(annotation.objects):
         label, item = f"object {index + 1} ({thing.name or 'no name'})", ("object", index)
@@ -234,11 +231,8 @@ def _read_object(thing: _Object, ids: dict[str, int], size: tuple[float, float])
         ObjectError: an unknown class, a bad box, or text that is not the number it should be.
     """
     if thing.name not in ids:
-        raise ObjectError(
-            "bad object",
-            f"unknown class; the classes are {', '.join(ids)}. Correct the name, or add it to the "
-            "folder's classes.txt.",
-        )
+        message = f"unknown class; the classes are {', '.join(ids)}. Correct the name, or add it "
+        raise ObjectError("bad object", message + "to the folder's classes.txt.")
     if thing.corners is None:
         raise ObjectError("bad object", "it has no <bndbox>")
     corners = []
@@ -296,16 +290,15 @@ def _image_size(path: str) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _size_problem(texts: Sequence[str], image: str, size: Sequence[float]) -> str | None:
+def _check_size(texts: Sequence[str], image: str, size: tuple[int, int]) -> None:
     """Compare the ``<size>`` of an annotation, if it has one, with the image's (width, height)."""
     try:
         stated = [float(text or 0) for text in texts]
-    except ValueError:
-        return f"<size> is {list(texts)}, not numbers"
-    if not all(stated) or all(math.isclose(a, b) for a, b in zip(stated, size, strict=True)):
-        return None
-    return (
-        f"<size> says {stated[0]:g}x{stated[1]:g}, but {image} has {size[0]}x{size[1]} pixels, so "
-        "the boxes may be of another scale. Write the annotation again, or delete its <size> if "
-        "the boxes are right."
-    )
+    except ValueError as error:
+        raise DataError(f"<size> is {texts}, not numbers") from error
+    if all(stated) and not all(math.isclose(a, b) for a, b in zip(stated, size, strict=True)):
+        raise DataError(
+            f"<size> says {stated[0]:g}x{stated[1]:g}, but {image} has {size[0]}x{size[1]} pixels, "
+            "so the boxes may be of another scale. Write the annotation again, or delete its "
+            "<size> if the boxes are right."
+        )

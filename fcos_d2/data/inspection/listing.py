@@ -37,13 +37,13 @@ ADVICE = {
     "classes.txt (one name per line) into all folders, or give the json files the same categories.",
     "background class": "FCOS has no background class: remove it from the class names.",
     "class name twice": "Give each class one category: merge them, or rename one.",
-    "no objects": "INPUT.DIFFICULT train learns difficult objects; crowd regions are never learned.",
+    "no objects": "INPUT.DIFFICULT train learns difficult objects; crowds are never learned.",
     "class without objects": "The model can't learn it: add images, or remove it from the class "
     "names (classes.txt, 'categories').",
     "rare classes": "DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler with a "
     "DATALOADER.REPEAT_THRESHOLD such as 0.1 shows their images more often.",
     "images without objects": "They are trained as background "
-    "(DATALOADER.FILTER_EMPTY_ANNOTATIONS True excludes them): check that no annotation is missing.",
+    "(DATALOADER.FILTER_EMPTY_ANNOTATIONS True excludes them): see that no annotation is missing.",
     "no training location": f"No location learns it at this scale. {_LARGER}",
     "no location of its own": "No location learns it at this scale: a location learns the smallest "
     "object around it, and another object has nearly the same center. A larger scale "
