@@ -72,7 +72,7 @@ def draw_image(split: str, index: int) -> tuple[np.ndarray, list[DrawnObject]]:
             canvas = _paint_object(rng, canvas, drawn, coverage)
             objects.append(drawn)
     grain = rng.normal(0, 0.012, size=(height, width, 1))
-    return np.uint8(np.clip(canvas + grain, 0, 1) * 255 + 0.5), objects
+    return (np.clip(canvas + grain, 0, 1) * 255 + 0.5).astype(np.uint8), objects
 
 
 def _draw_sizes(rng: np.random.RandomState, count: int, side: int) -> np.ndarray:
@@ -224,7 +224,9 @@ def _draw_clouds(rng: np.random.RandomState, height: int, width: int, cells: int
     total = np.zeros((height, width))
     for weight, n in ((0.7, cells), (0.3, 3 * cells)):
         grid = Image.fromarray(rng.rand(n + 1, n + 1).astype(np.float32))
-        total += weight * np.asarray(grid.resize((int(width), int(height)), Image.BICUBIC))
+        total += weight * np.asarray(
+            grid.resize((int(width), int(height)), Image.Resampling.BICUBIC)
+        )
     return np.clip(total, 0, 1)
 
 

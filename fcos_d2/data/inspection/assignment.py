@@ -25,8 +25,8 @@ from ..boxes import SIZES, box_xywh, box_xyxy, size_of_area
 from ..dataset_mapper import training_role
 
 _MAX_LOCATIONS = 1 << 21  # matched at a time
-_COLUMNS = ("image_id", "index", "category_id", "size", "scaled_width", "scaled_height")
-_COLUMNS += ("positives", "level", "expected_level", "candidates")
+_COLUMNS = ["image_id", "index", "category_id", "size", "scaled_width", "scaled_height"]
+_COLUMNS += ["positives", "level", "expected_level", "candidates"]
 
 
 class Assignment(NamedTuple):
@@ -132,7 +132,7 @@ def assignment_table(
             per_level += positives.sum(0)
             ambiguous += shared
             progress.update(len(batch))
-    objects = pd.DataFrame([row for i in sorted(rows) for row in rows[i]], columns=list(_COLUMNS))
+    objects = pd.DataFrame([row for i in sorted(rows) for row in rows[i]], columns=_COLUMNS)
     most = [int((objects["level"] == name).sum()) for name in rule.level_names]
     levels = pd.DataFrame(
         {"stride": rule.strides, "positives": per_level, "objects": most},
@@ -273,10 +273,10 @@ def _scale(record: dict, cfg: CfgNode, resize: T.ResizeShortestEdge) -> _Image:
 def _locations(rule: _Rule, size: tuple[int, int]) -> Locations:
     """Return the grid over an image of ``size`` (height, width), padded alone."""
     divisor = max(rule.size_divisibility, 1)
-    padded = tuple(-(-side // divisor) * divisor for side in size)
+    height, width = (-(-side // divisor) * divisor for side in size)
     # Each halving of a feature map rounds up.
-    maps = [tuple(-(-side // stride) for side in padded) for stride in rule.strides]
-    image_size = padded if rule.location_step == "image" else None
+    maps = [(-(-height // stride), -(-width // stride)) for stride in rule.strides]
+    image_size = (height, width) if rule.location_step == "image" else None
     return compute_locations(maps, rule.strides, offset=rule.location_offset, image_size=image_size)
 
 
