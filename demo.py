@@ -5,7 +5,6 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from fcos_d2.engine import load_cfg
 from fcos_d2.engine.predict import (
     Predictor,
     expand_inputs,
@@ -13,6 +12,7 @@ from fcos_d2.engine.predict import (
     predict_video,
     show_webcam,
 )
+from fcos_d2.engine.setup import RunConfig
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def get_parser() -> argparse.ArgumentParser:
     source.add_argument("--webcam", action="store_true", help="the first camera, in a window")
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder to write")
     parser.add_argument(
-        "--threshold", type=float, default=0.5, help="least score of a detection that is drawn"
+        "--threshold", type=float, default=0.5, help="minimum score of drawn detections"
     )
     parser.add_argument(
         "--opts",
@@ -37,15 +37,12 @@ def get_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Build the predictor and run it on what the command line names."""
+    """Build the predictor and run it on the input."""
     args = get_parser().parse_args()
     setup_logger(name="fcos_d2")
     paths = expand_inputs(args.input or [])
-    cfg = load_cfg(args.config_file, args.opts)
-    predictor = Predictor(cfg, keep=args.opts[0::2])
-    # What is to be drawn may lie below the threshold of the weights.
-    decoder = predictor.model.proposal_generator.decoder
-    decoder.score_thresh = min(decoder.score_thresh, args.threshold)
+    run = RunConfig(args.config_file, args.opts)
+    predictor = Predictor(run.cfg, keep=run.overrides, score_threshold=args.threshold)
     if args.webcam:
         show_webcam(predictor, args.threshold)
     elif args.video_input:

@@ -125,5 +125,5 @@ def test_ignored_objects_are_refused(make_args, tmp_path):
 
 def test_proposals_are_not_drawn(make_args):
     cfg = load_cfg(str(RECIPE), make_args("MODEL.META_ARCHITECTURE", "ProposalNetwork").opts)
-    with pytest.raises(ValueError, match="gives proposals, no detections"):
+    with pytest.raises(ValueError, match="gives proposals, not detections"):
         Predictor(cfg)

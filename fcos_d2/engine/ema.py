@@ -1,4 +1,4 @@
-"""`ModelEma`: the exponential moving average of the weights of a model that is being trained."""
+"""`ModelEma`: exponential moving average of the weights of a model in training."""
 
 import contextlib
 import logging
@@ -12,24 +12,20 @@ logger = logging.getLogger(__name__)
 
 
 class ModelEma:
-    """Average of a model's weights over its iterations, the last ones counting most.
+    """Exponential moving average of a model's weights over the iterations.
 
-    Parameters and floating-point buffers (the running statistics of batch norms) are averaged;
-    other buffers are copied. PyTorch's ``AveragedModel`` would average those too, and has no decay
-    that grows.
+    Parameters and floating-point buffers (running statistics of BatchNorm) are averaged, other
+    buffers are copied. After t updates the next one has the decay min(``decay``,
+    (1 + t) / (10 + t)), the rule of ``num_updates`` in TensorFlow's ``ExponentialMovingAverage``:
+    a short run does not end with the weights that it began with. Steps skipped by ``GradScaler``
+    still count: excluding them needs a host-device sync per step.
 
-    With t updates done, the next one has the decay min(``decay``, (1 + t) / (10 + t)), the rule of
-    ``num_updates`` in TensorFlow's ``ExponentialMovingAverage``: the average is over about the last
-    ninth of the iterations until it is over 1 / (1 - ``decay``) of them, so that a short run does
-    not end with the weights it began with.
-
-    An iteration whose optimizer step float16 passes over counts as any other: the weights that
-    stayed as they were are averaged once more. To leave it out, each step would wait for the
-    device.
+    Not PyTorch's ``AveragedModel``: it starts from the weights after the first update, and reads
+    its count of updates back from the device.
 
     Args:
-        model: not wrapped for distributed training, and on its device; its tensors may be changed,
-            not replaced.
+        model: not wrapped for distributed training, and on its device; its tensors may change in
+            place, but not be replaced.
         decay: in (0, 1).
     """
 
@@ -39,16 +35,15 @@ class ModelEma:
         self.reset()
 
     def reset(self) -> None:
-        """Start from the weights that the model has now."""
+        """Start from the current weights of the model."""
         self.num_updates = 0
-        # Shares the model's memory but for its settings; making it takes its time.
+        # Shares the model's memory, except for its extra state; too slow to call per step.
         self._current = self._model.state_dict()
-        # clone() keeps the memory format.
         self._average = {key: x.clone() for key, x in self._current.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of an iteration, in one operation and without a wait."""
+        """Add the weights of an iteration, without a host-device sync."""
         decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
         pairs = [(x, self._current[key]) for key, x in self._average.items()]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -59,12 +54,12 @@ class ModelEma:
         self.num_updates += 1
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the average, named as in the model's ``state_dict``; it goes on changing."""
+        """Return the average, named as in the model's ``state_dict``; updates change it."""
         return dict(self._average)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the average to the model inside the block, and its own weights back at the end."""
+        """Give the model the average inside the block, and its own weights back afterwards."""
         raw = {key: x.clone() for key, x in self._current.items()}
         self._set_model(self._average)
         try:
@@ -73,45 +68,44 @@ class ModelEma:
             self._set_model(raw)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs beside :meth:`weights`: ``num_updates`` and ``raw``.
+        """Return ``num_updates`` and ``raw``, the weights that the optimizer continues with.
 
-        The latter are the weights that the optimizer goes on with, named as in the model.
+        The average itself is the model of the checkpoint.
         """
         return {"num_updates": self.num_updates, "raw": dict(self._current)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; the model holds the average, and then its own."""
+        """Take the average from the model, and load :meth:`state_dict` into it and the model."""
         self.reset()
         self.num_updates = state["num_updates"]
         self._model.load_state_dict(state["raw"])
 
     @torch.no_grad()
     def _set_model(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights into the model's tensors, which others (DDP, the optimizer) refer to."""
+        # In place: DDP and the optimizer refer to the tensors.
         for key, x in self._current.items():
             x.copy_(weights[key])
 
 
 def resume_ema(ema: ModelEma | None, state: Mapping[str, Any] | None, model: nn.Module) -> None:
-    """Go on from a checkpoint whose weights the model has, with or without an average.
+    """Resume from a checkpoint that was loaded into the model, saved with or without an average.
 
     Args:
-        ema: of ``model``; None if MODEL_EMA.ENABLED is off.
-        state: of the average that the checkpoint has for its weights; None if it has none.
-        model: gets the weights that the optimizer goes on with.
+        ema: of ``model``; None without MODEL_EMA.ENABLED.
+        state: :meth:`ModelEma.state_dict` in the checkpoint; None if it was saved without.
+        model: gets the weights that the optimizer continues with.
     """
     if state is None:
         if ema is not None:
             logger.warning(
-                "MODEL_EMA.ENABLED: the checkpoint was saved without an average of weights, so the "
-                "average starts from the weights of the checkpoint."
+                "MODEL_EMA.ENABLED: the checkpoint was saved without averaged weights, so the "
+                "average starts from its weights."
             )
             ema.reset()
     elif ema is None:
         logger.warning(
-            "MODEL_EMA.ENABLED is off, but the checkpoint holds averaged weights: training goes on "
-            "from the weights beside them that are not averaged, as it would have without an "
-            "average, and the average is lost."
+            "MODEL_EMA.ENABLED is off, but the checkpoint holds averaged weights: training "
+            "continues from its raw weights, as without averaging, and the average is lost."
         )
         model.load_state_dict(state["raw"])
     else:

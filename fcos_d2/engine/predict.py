@@ -1,4 +1,4 @@
-"""Detect in image files, videos and a webcam, and draw what was found."""
+"""Detect objects in images, videos and a webcam stream, and draw them."""
 
 import glob
 import logging
@@ -29,49 +29,54 @@ from ..visualization.detections import plain_text
 
 logger = logging.getLogger(__name__)
 
-# What Pillow raises on broken, and on suspiciously large, files.
+# Raised by Pillow for broken and for suspiciously large files.
 _UNREADABLE = (OSError, ValueError, SyntaxError, PILImage.DecompressionBombError)
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class Predictor(DefaultPredictor):
-    """Detectron2's predictor with the class names and the keys that the checkpoint holds."""
+    """Detectron2's predictor with the class names and the keys of the checkpoint."""
 
-    def __init__(self, cfg: CfgNode, keep: Collection[str] = ()):
+    def __init__(
+        self, cfg: CfgNode, keep: Collection[str] = (), score_threshold: float | None = None
+    ):
         """Build the model of ``cfg`` and load MODEL.WEIGHTS.
 
-        The number of classes is that of the checkpoint. Class names come from the checkpoint,
-        else from the metadata of DATASETS.TEST, else they are numbers. With TEST.AUG.ENABLED,
-        detections are those of test-time augmentation (:class:`FCOSWithTTA`).
+        The number of classes is the checkpoint's. Class names come from the checkpoint, else from
+        the metadata of DATASETS.TEST, else they are numbers. TEST.AUG.ENABLED detects with
+        test-time augmentation (:class:`FCOSWithTTA`).
 
         Args:
-            cfg: a recipe; the keys that the checkpoint was made for go before its own.
-            keep: keys of it that stay as they are, set by hand.
+            cfg: a recipe; the keys that the checkpoint was made for override it.
+            keep: keys of ``cfg`` that the checkpoint does not override.
+            score_threshold: lowers the score thresholds of the model to this, if they are higher.
 
         Raises:
-            FileNotFoundError: the checkpoint is not there.
-            ValueError: it is not a trained FCOS, the config is one of proposals only, or
-                TEST.OPTIMIZE or TEST.AUG is not supported.
-            RuntimeError: TEST.OPTIMIZE with "+compile" where ``torch.compile`` does not work.
+            FileNotFoundError: no such checkpoint.
+            ValueError: the checkpoint is not a trained FCOS, the model only gives proposals, or
+                TEST.OPTIMIZE or TEST.AUG is invalid or does not suit the model.
+            RuntimeError: TEST.OPTIMIZE asks for compilation, and ``torch.compile`` does not work.
         """
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
             raise ValueError(
-                "MODEL.META_ARCHITECTURE ProposalNetwork gives proposals, no detections to draw: "
+                "MODEL.META_ARCHITECTURE ProposalNetwork gives proposals, not detections to draw: "
                 "train_net.py --eval-only measures their recall."
             )
         options = inference_options(cfg)
         cfg = cfg.clone()
         cfg.defrost()
-        names, num_classes, _ = read_info(cfg.MODEL.WEIGHTS)
-        apply_checkpoint_keys(cfg, cfg.MODEL.WEIGHTS, training=False, keep=keep)
-        if names or num_classes:
-            for node in class_nodes(cfg).values():
+        weights = cfg.MODEL.WEIGHTS
+        names, num_classes, _ = read_info(weights)
+        apply_checkpoint_keys(cfg, weights, training=False, keep=keep)
+        for node in class_nodes(cfg).values():
+            if names or num_classes:
                 node.NUM_CLASSES = len(names) or num_classes
+            if score_threshold is not None:
+                node.SCORE_THRESH_TEST = min(node.SCORE_THRESH_TEST, score_threshold)
         if not names and len(cfg.DATASETS.TEST):
             names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])
-        # DefaultPredictor would load the weights with a checkpointer that passes over a missing
-        # head, so it gets none.
-        weights, cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS, ""
+        # Detectron2's checkpointer would accept weights without a head, so it gets none.
+        cfg.MODEL.WEIGHTS = ""
         super().__init__(cfg)
         FCOSCheckpointer(self.model, cfg=self.cfg, for_inference=True).load(weights)
         if self.cfg.MODEL.CHANNELS_LAST:
@@ -80,16 +85,16 @@ class Predictor(DefaultPredictor):
             self.model = optimize_for_inference(self.model, **options)
         if cfg.TEST.AUG.ENABLED:
             self.model = FCOSWithTTA(cfg, self.model)
-            self.aug = ResizeShortestEdge(0)  # none: each view is resized from the image as it is
+            self.aug = ResizeShortestEdge(0)  # none: each view is resized from the original image
         names = names or [str(k) for k in range(self.cfg.MODEL.FCOS.NUM_CLASSES)]
         self.metadata = Metadata().set(thing_classes=list(names))
 
 
 def expand_inputs(patterns: Iterable[str]) -> list[Path]:
-    """List the image files that files, folders and glob patterns name, each once.
+    """List the images of files, folders and glob patterns, each once.
 
     Raises:
-        FileNotFoundError: something names no image.
+        FileNotFoundError: an item without an image.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -113,17 +118,16 @@ def predict_images(
 ) -> list[Path]:
     """Draw the detections of each image into ``output_dir``.
 
-    An image that can't be read is reported and passed over.
+    An image that can't be read is logged and skipped.
 
     Args:
         predictor: with its class names.
         paths: of the images.
-        output_dir: made when it is not there.
-        threshold: least score, the one that is drawn, of a detection that is drawn.
+        output_dir: created if missing.
+        threshold: minimum score of the drawn detections.
 
     Returns:
-        The files written, named after the images; of images of one name the later ones get a
-        number.
+        The files written, named after the images; later images of the same name get a number.
     """
     written: list[Path] = []
     taken: set[str] = set()
@@ -131,7 +135,7 @@ def predict_images(
         try:
             image = read_image(str(path), format="BGR")
         except _UNREADABLE as error:
-            logger.error("Passed over %s: it can't be read as an image (%s).", path, error)
+            logger.error("Skipped %s: it can't be read as an image (%s).", path, error)
             continue
         instances = above_threshold(predictor(image)["instances"], threshold)
         visualizer = Visualizer(image[:, :, ::-1], predictor.metadata)
@@ -162,8 +166,8 @@ def predict_video(predictor: Predictor, path: str, output_dir: Path, threshold: 
     """Draw the detections of a video file into ``output_dir/<name>.mp4``.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: it has no frame that can be read.
+        FileNotFoundError: no such file.
+        ValueError: no frame of it can be read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"--video-input {path}: no such file.")
@@ -192,7 +196,7 @@ def show_webcam(predictor: Predictor, threshold: float) -> None:
     """Draw the detections of the first camera in a window until Esc is pressed.
 
     Raises:
-        RuntimeError: there is no camera, or OpenCV was built without windows.
+        RuntimeError: no camera, or OpenCV without window support.
     """
     capture = cv2.VideoCapture(0)
     if not capture.isOpened():
@@ -203,8 +207,8 @@ def show_webcam(predictor: Predictor, threshold: float) -> None:
                 cv2.imshow("fcos_d2", frame)
             except cv2.error as error:
                 raise RuntimeError(
-                    "--webcam needs OpenCV with windows: pip uninstall opencv-python-headless, "
-                    "then pip install opencv-python."
+                    "--webcam needs OpenCV with window support: pip uninstall "
+                    "opencv-python-headless, then pip install opencv-python."
                 ) from error
             if cv2.waitKey(1) == 27:
                 return
@@ -213,7 +217,7 @@ def show_webcam(predictor: Predictor, threshold: float) -> None:
 
 
 def above_threshold(instances: Instances, threshold: float) -> Instances:
-    """Keep the detections whose score is at least ``threshold``, on the CPU."""
+    """Return the detections with at least this score, on the CPU."""
     return instances[instances.scores >= threshold].to("cpu")
 
 

@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
 
-# What shrinks as the batch grows, so that training sees the same number of images.
+# Divided by the factor of the batch, so that training sees the same number of images.
 _ITERATION_KEYS = (
     "SOLVER.MAX_ITER",
     "SOLVER.STEPS",
@@ -19,20 +19,19 @@ _SCALED_KEYS = ("SOLVER.BASE_LR", *_ITERATION_KEYS, "MODEL_EMA.DECAY")
 
 
 def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
-    """Adapt the schedule in ``cfg``, in place, to a batch other than the recipe's.
+    """Adapt the schedule in ``cfg``, in place, to another batch size than the recipe's.
 
-    Detectron2's rule for SOLVER.REFERENCE_WORLD_SIZE (Goyal et al. 2017), for the batch size: with
-    f = IMS_PER_BATCH / REFERENCE_IMS_PER_BATCH the learning rate is multiplied by f and all counts
-    of iterations are divided by f; MODEL_EMA.DECAY to the power of f averages over as many images.
-    Afterwards the reference is the batch itself, so that a dumped config is not scaled again.
+    The linear scaling rule (Goyal et al. 2017), as in Detectron2 for SOLVER.REFERENCE_WORLD_SIZE:
+    with f = IMS_PER_BATCH / REFERENCE_IMS_PER_BATCH, the learning rate is multiplied by f, counts
+    of iterations are divided by f, and MODEL_EMA.DECAY becomes its f-th power. Afterwards the
+    reference is the batch size itself, so that a dumped config is not scaled again.
 
-    A warm-up that would outlast the training, whose learning rate would stay near 0, is shortened
-    to a tenth of it.
+    A warm-up that does not end before the training is shortened to a tenth of it.
 
     Args:
         cfg: not frozen.
-        keep: full names of the keys that stay as they are, because somebody set them by hand.
-            With SOLVER.MAX_ITER among them no count of iterations is scaled.
+        keep: keys set by hand, which are not scaled. If SOLVER.MAX_ITER is among them, no count of
+            iterations is.
     """
     solver = cfg.SOLVER
     if solver.REFERENCE_IMS_PER_BATCH <= 0:
@@ -41,7 +40,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     factor = solver.IMS_PER_BATCH / solver.REFERENCE_IMS_PER_BATCH
     if factor != 1 and "SOLVER.BASE_LR" not in keep:
         solver.BASE_LR *= factor
-    # Who sets MAX_ITER by hand counts in iterations, and the other counts stay in step with it.
+    # A MAX_ITER set by hand counts iterations of this batch size, and so do the other counts.
     if factor != 1 and "SOLVER.MAX_ITER" not in keep:
         for key in _ITERATION_KEYS:
             node, name = cfg[key.split(".")[0]], key.split(".")[1]
@@ -51,7 +50,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
             cfg.MODEL_EMA.DECAY **= factor
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
         logger.warning(
-            "SOLVER.WARMUP_ITERS %d would not end before MAX_ITER %d: made a tenth of that.",
+            "SOLVER.WARMUP_ITERS %d does not end before MAX_ITER %d: reduced to a tenth of it.",
             solver.WARMUP_ITERS,
             solver.MAX_ITER,
         )
@@ -63,7 +62,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
         solver.BASE_LR,
         solver.MAX_ITER,
         solver.WARMUP_ITERS,
-        f", decay of the average {cfg.MODEL_EMA.DECAY:g}" if cfg.MODEL_EMA.ENABLED else "",
+        f", EMA decay {cfg.MODEL_EMA.DECAY:g}" if cfg.MODEL_EMA.ENABLED else "",
         _kept(keep) if factor != 1 else "",
     )
     solver.REFERENCE_IMS_PER_BATCH = solver.IMS_PER_BATCH
@@ -72,7 +71,7 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
 def _divide(value: int | tuple[int, ...], factor: float) -> int | tuple[int, ...]:
     if isinstance(value, (tuple, list)):
         return tuple(_divide(x, factor) for x in value)
-    # A period of 0 is "never"; any other must not become 0.
+    # A period of 0 means never.
     return max(1, round(value / factor)) if value > 0 else value
 
 

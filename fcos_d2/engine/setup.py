@@ -1,4 +1,4 @@
-"""From command line arguments to a checked config."""
+"""Build a checked config from command line arguments."""
 
 import argparse
 import logging
@@ -23,8 +23,8 @@ from .scaling import scale_to_batch_size
 logger = logging.getLogger(__name__)
 
 
-def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
-    """Read a yaml recipe, override it with KEY VALUE pairs and choose a device that is there.
+def read_cfg(config_file: str, opts: Sequence[str]) -> CfgNode:
+    """Read a yaml recipe ("" for the defaults) and override it with KEY VALUE pairs.
 
     Raises:
         ValueError: ``config_file`` is a Python file, or the config.yaml of a run of one.
@@ -38,32 +38,63 @@ def load_cfg(config_file: str, opts: list[str]) -> CfgNode:
     add_fcos_config(cfg)
     if config_file:
         cfg.merge_from_file(config_file)
-    cfg.merge_from_list(opts)
+    cfg.merge_from_list(list(opts))
     update_names(cfg)
+    return cfg
+
+
+def load_cfg(config_file: str, opts: Sequence[str]) -> CfgNode:
+    """Read a config as :func:`read_cfg` does, for the CPU if there is no CUDA device."""
+    cfg = read_cfg(config_file, opts)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device: running on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
+class RunConfig:
+    """The config of a command: which of recipe, checkpoint and command line sets a key.
+
+    The command line overrides the keys that a checkpoint was made for, which override the recipe.
+    Scaling to the batch size changes what is left of the recipe's schedule.
+
+    Attributes:
+        cfg: the config so far, not frozen.
+        overrides: keys set on the command line.
+    """
+
+    def __init__(self, config_file: str, opts: Sequence[str]):
+        """Load the recipe and the KEY VALUE pairs of the command line."""
+        self.cfg = load_cfg(config_file, opts)
+        self.overrides = list(opts[0::2])
+
+    def apply_checkpoint(self, path: str, *, training: bool) -> None:
+        """Set the keys that a checkpoint was made for; see :func:`apply_checkpoint_keys`."""
+        apply_checkpoint_keys(self.cfg, path, training=training, keep=self.overrides)
+
+    def scale_to_batch_size(self) -> None:
+        """Scale the schedule to SOLVER.IMS_PER_BATCH; see :func:`scale_to_batch_size`."""
+        scale_to_batch_size(self.cfg, keep=self.overrides)
+
+
 def prepare_datasets(cfg: CfgNode, eval_only: bool = False) -> list[str]:
     """Register and read the sources of ``cfg.DATASETS``, check classes and set NUM_CLASSES.
 
     Args:
-        cfg: not frozen; DATASETS and MODEL.FCOS.NUM_CLASSES are read, the latter is set.
-        eval_only: leave DATASETS.TRAIN out, which needs not be there to evaluate.
+        cfg: not frozen; MODEL.FCOS.NUM_CLASSES is set.
+        eval_only: skip DATASETS.TRAIN, which may be missing.
 
     Returns:
         The class names that all data sets share.
 
     Raises:
-        ValueError: no data set, one that can't be used (:class:`fcos_d2.data.DataError`), data
-            sets of different classes, or MODEL.FCOS.NUM_CLASSES is neither -1 nor their number.
+        ValueError: no data set, bad data (:class:`fcos_d2.data.DataError`), data sets with
+            different classes, or another MODEL.FCOS.NUM_CLASSES than -1 and their number.
     """
+    key = "TEST" if eval_only else "TRAIN"
+    if not cfg.DATASETS[key]:
+        raise ValueError(f"DATASETS.{key} is empty: name a source of images.")
     names = list(dict.fromkeys((*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)))
-    needed = "DATASETS.TEST" if eval_only else "DATASETS.TRAIN"
-    if not (cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN):
-        raise ValueError(f"{needed} is empty: name a source of images.")
     classes = shared_class_names(names, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
     set_num_classes(cfg, names[0], classes)
     return classes
@@ -90,11 +121,10 @@ def shared_class_names(names: Sequence[str], *, skip_bad_boxes: bool = False) ->
 def setup(args: argparse.Namespace) -> CfgNode:
     """Build the frozen config of a run, check its data and start logging to its output folder.
 
-    Everything that can be wrong with the config or the data is found before the output folder is
-    touched.
+    Config and data are checked before the output folder is created.
     """
     setup_logger(distributed_rank=comm.get_rank(), name="fcos_d2")
-    # What is said before there is an output folder waits for its log.
+    # Keeps messages for the log file until there is an output folder.
     early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
     package_logger = logging.getLogger("fcos_d2")
     package_logger.addHandler(early)
@@ -110,34 +140,29 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _build_cfg(args: argparse.Namespace) -> CfgNode:
-    cfg = load_cfg(args.config_file, args.opts)
-    keep = args.opts[0::2]
-    # Where the checkpointer will look: in the run that is resumed, else in MODEL.WEIGHTS.
-    run = FCOSCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR)
-    last = run.get_checkpoint_file() if args.resume else ""
-    apply_checkpoint_keys(
-        cfg,
-        last or cfg.MODEL.WEIGHTS,
-        training=not (last or args.eval_only),
-        keep=keep,
-    )
+    run = RunConfig(args.config_file, args.opts)
+    cfg = run.cfg
+    # The checkpointer will load the last checkpoint of a resumed run, else MODEL.WEIGHTS.
+    folder = FCOSCheckpointer(torch.nn.Identity(), cfg.OUTPUT_DIR)
+    last = folder.get_checkpoint_file() if args.resume else ""
+    run.apply_checkpoint(last or cfg.MODEL.WEIGHTS, training=not (last or args.eval_only))
     prepare_datasets(cfg, args.eval_only)
     if not args.eval_only:
         check_training(cfg)
         check_hooks(cfg)
-    scale_to_batch_size(cfg, keep=keep)
+    run.scale_to_batch_size()
     cfg.freeze()
     return cfg
 
 
 def _log_to_file(package_logger: logging.Logger, early: MemoryHandler, output_dir: str) -> None:
-    """Send this package's messages, the early ones too, to the log of the output folder."""
+    """Write this package's messages, early ones included, to ``log.txt``."""
     for handler in package_logger.handlers[:]:
         if isinstance(handler, logging.FileHandler):  # of an earlier run in this process
             package_logger.removeHandler(handler)
             handler.close()
     if not comm.is_main_process():
-        # A logger without any handler would print warnings, which the main process has printed.
+        # Without any handler, logging would print warnings, and the main process prints them.
         package_logger.addHandler(logging.NullHandler())
         return
     handler = logging.FileHandler(os.path.join(output_dir, "log.txt"))
@@ -151,9 +176,9 @@ def _log_to_file(package_logger: logging.Logger, early: MemoryHandler, output_di
 
 def _class_mismatch(name: str, names: list[str], other: str, other_names: list[str]) -> str:
     return (
-        "All data sets of a run need the same classes in the same order.\n"
+        "All data sets of a run must have the same classes in the same order.\n"
         f"  {name} ({len(names)}): {', '.join(names)}\n"
         f"  {other} ({len(other_names)}): {', '.join(other_names)}\n"
-        "Put the same classes.txt (one name a line) into both folders, or give the json files the "
-        "same categories."
+        "Put the same classes.txt (one name per line) into both folders, or give the json files "
+        "the same categories."
     )

@@ -1,4 +1,4 @@
-"""`TrainLoop`: a training step in single or half precision that stops before it spoils a run."""
+"""`TrainLoop`: a training step in any precision that stops at losses that are not finite."""
 
 import contextlib
 import time
@@ -15,14 +15,14 @@ PRECISIONS = ("auto", "float16", "bfloat16")
 
 
 def autocast_dtype(precision: str, device_type: str) -> torch.dtype:
-    """Return the half precision that ``SOLVER.AMP.PRECISION`` names.
+    """Return the data type for ``SOLVER.AMP.PRECISION``.
 
     Args:
-        precision: "float16", "bfloat16", or "auto" for the first on CUDA and the second elsewhere.
+        precision: "float16", "bfloat16", or "auto" for float16 on CUDA and bfloat16 elsewhere.
         device_type: of the model, "cuda" or "cpu".
 
     Raises:
-        ValueError: another name, or float16 on another device than CUDA.
+        ValueError: unknown precision, or float16 without CUDA.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"SOLVER.AMP.PRECISION is {precision!r}, not one of {PRECISIONS}.")
@@ -37,11 +37,10 @@ def autocast_dtype(precision: str, device_type: str) -> torch.dtype:
 
 
 class TrainLoop(SimpleTrainer):
-    """Detectron2's training step with any precision and a guard against what is not finite.
+    """Detectron2's training step with any precision and a check of losses and gradients.
 
-    Detectron2's ``AMPTrainer`` runs on CUDA only, and in its older versions in float16 only. It
-    and ``SimpleTrainer`` look at the losses when the gradients are there, on the main process
-    alone, and don't say which images they come from.
+    Detectron2's ``AMPTrainer`` needs CUDA, and float16 up to v0.6. It and ``SimpleTrainer`` check
+    the losses after the backward pass, on the main process only, without naming the images.
     """
 
     def __init__(
@@ -51,22 +50,21 @@ class TrainLoop(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         precision: str | None = None,
     ):
-        """Take the arguments of ``SimpleTrainer`` and one more.
+        """Take the arguments of ``SimpleTrainer`` and the precision.
 
         Args:
-            model: gives a dict of losses; wrapped for distributed training where need be.
+            model: returns a dict of losses; wrapped for distributed training if needed.
             data_loader: batches, each a list of inputs of the model.
             optimizer: of the model's parameters.
-            precision: None trains in the precision of the weights; else see
-                :func:`autocast_dtype`.
+            precision: see :func:`autocast_dtype`; None for the precision of the weights.
 
         Raises:
-            ValueError: a precision that the device can't train in.
+            ValueError: a precision that the device does not support.
         """
         super().__init__(model, data_loader, optimizer)
         self._device_type = next(model.parameters()).device.type
         self._dtype = None if precision is None else autocast_dtype(precision, self._device_type)
-        # float16 alone needs it: the gradients of bfloat16 have the range of float32.
+        # Only for float16: gradients in bfloat16 have the range of float32.
         self.grad_scaler = torch.amp.GradScaler(
             self._device_type, enabled=self._dtype == torch.float16
         )
@@ -75,10 +73,10 @@ class TrainLoop(SimpleTrainer):
         """Train on one batch.
 
         Raises:
-            FloatingPointError: a loss or a gradient that is not finite, on whatever rank; every
-                rank raises, and nothing of the weights has changed.
+            FloatingPointError: a loss or a gradient is not finite, on any rank; all ranks raise,
+                and the weights are unchanged.
         """
-        assert self.model.training, "The model was put into eval mode: it gives no losses there."
+        assert self.model.training, "The model is in eval mode, where it returns no losses."
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
@@ -92,39 +90,38 @@ class TrainLoop(SimpleTrainer):
         self.grad_scaler.update()
 
     def state_dict(self) -> dict:
-        """Return what training goes on from: iteration, optimizer, scale of the gradients."""
+        """Return the iteration and the state of optimizer and gradient scaler."""
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up what :meth:`state_dict` gave; without a scale, that of a new run stays."""
+        """Load the result of :meth:`state_dict`; without a scaler's state, keep the initial one."""
         super().load_state_dict(state_dict)
-        # It is empty where no scale was needed.
-        if state_dict.get("grad_scaler"):
+        if state_dict.get("grad_scaler"):  # empty for other precisions than float16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
     def _compute_losses(self, data: list[dict]) -> dict[str, Tensor]:
         autocast = torch.autocast(
             self._device_type, dtype=self._dtype, enabled=self._dtype is not None
         )
-        with _kept_logits(self.model) as logits, autocast:
+        with _recorded_logits(self.model) as logits, autocast:
             losses = self.model(data)
-        at_fault = _ranks_at_fault(losses)
-        if not at_fault:
+        bad_ranks = _ranks_with_bad_losses(losses)
+        if not bad_ranks:
             return losses
-        if comm.get_rank() in at_fault:
+        if comm.get_rank() in bad_ranks:
             bad = [f"{k} is {x.item()}" for k, x in losses.items() if not x.isfinite()]
             raise self._error(f"{', '.join(bad)}.\n{_describe_logits(logits)}", data)
-        ranks = ", ".join(map(str, at_fault))
-        raise self._error(f"a loss of rank {ranks} is not finite; its log says which.", data)
+        ranks = ", ".join(map(str, bad_ranks))
+        raise self._error(f"a loss of rank {ranks} is not finite; see its log.", data)
 
     def _check_gradients(self, data: list[dict]) -> None:
-        """Raise if a gradient is not finite: clipping it would make NaN of every weight.
+        """Raise if a gradient is not finite: clipping it would turn all weights into NaN.
 
-        All ranks have the same gradients here. The losses have just been read, so the device has
-        nothing left to do and this costs no further wait.
+        All ranks have the same gradients here. The device is idle, because the losses have just
+        been read, so that another host-device sync costs little.
         """
         if self.grad_scaler.is_enabled():
-            return  # it passes over such a step itself, and tries a smaller scale
+            return  # it skips such a step and reduces its scale
         grads = {k: p.grad for k, p in self.model.named_parameters() if p.grad is not None}
         finite = torch.stack(torch._foreach_norm(list(grads.values()))).isfinite().tolist()
         bad = [name for name, good in zip(grads, finite, strict=True) if not good]
@@ -141,34 +138,31 @@ class TrainLoop(SimpleTrainer):
         return FloatingPointError(
             f"Training stopped at iteration {self.iter}, before its optimizer step: {reason}\n"
             f"Images of this batch{rank}: {files}\n"
-            "Weights and checkpoints are as they were. Look at the boxes of these images; lower "
-            "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; and go on from the last checkpoint "
-            "with --resume, or start anew."
+            "Weights and checkpoints are unchanged. Check the boxes of these images; lower "
+            "SOLVER.BASE_LR or increase SOLVER.WARMUP_ITERS; then continue from the last "
+            "checkpoint with --resume, or start again."
         )
 
 
 @contextlib.contextmanager
-def _kept_logits(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the class logits that the FCOS heads in ``model`` give inside the block."""
-    kept: list[Tensor] = []
-    # Not for good: a model with a hook of ours in it could not be copied or pickled.
+def _recorded_logits(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Record the class logits of the FCOS heads in ``model`` inside the block."""
+    logits: list[Tensor] = []
+    # Removed again: a model with this hook could not be copied or pickled.
     handles = [
-        module.register_forward_hook(lambda _module, _inputs, output: kept.append(output[0]))
+        module.register_forward_hook(lambda _module, _inputs, output: logits.append(output[0]))
         for module in model.modules()
         if isinstance(module, FCOSHead)
     ]
     try:
-        yield kept
+        yield logits
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _ranks_at_fault(losses: dict[str, Tensor]) -> list[int]:
-    """List the ranks that have a loss that is not finite; the same on all ranks.
-
-    One wait for the device: these ranks are the only thing that is read from it.
-    """
+def _ranks_with_bad_losses(losses: dict[str, Tensor]) -> list[int]:
+    """List the ranks with a loss that is not finite, on all ranks, with one host-device sync."""
     finite = torch.stack([x.isfinite() for x in losses.values()]).all()
     flags = torch.zeros(comm.get_world_size(), device=finite.device)
     flags[comm.get_rank()] = ~finite
@@ -179,7 +173,7 @@ def _ranks_at_fault(losses: dict[str, Tensor]) -> list[int]:
 
 def _describe_logits(logits: list[Tensor]) -> str:
     if not logits:
-        return "The model has no FCOSHead whose logits could be looked at."
+        return "The model has no FCOSHead, so its logits are not known."
     values = torch.cat([x.detach().flatten().float() for x in logits])
     finite = values[values.isfinite()]
     largest = f"{finite.abs().max().item():.4g}" if len(finite) else "not finite"

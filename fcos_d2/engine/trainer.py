@@ -9,13 +9,13 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine import HookBase, TrainerBase, hooks
 from detectron2.engine.defaults import create_ddp_model
-from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicWriter
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 
 from ..checkpoint import FCOSCheckpointer
@@ -27,32 +27,32 @@ from ..evaluation.proposals import ProposalEvaluator
 from ..files import dataset_slug
 from ..modeling.optimize import inference_options, optimize_for_inference
 from ..modeling.tta import FCOSWithTTA
+from .compat import ResumableTrainer
 from .ema import ModelEma, resume_ema
-from .hooks import BestCheckpoint, EarlyStop, best_metric, check_hooks
+from .hooks import BestCheckpoint, EarlyStop, EvaluationWriter, best_metric, check_hooks
 from .train_loop import TrainLoop
 
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(ResumableTrainer):
     """Train FCOS from a config that :func:`fcos_d2.engine.setup` has checked."""
 
     def __init__(self, cfg: CfgNode):
-        """Build everything, in the order of ``DefaultTrainer``.
+        """Build everything in the order of ``DefaultTrainer.__init__``.
 
-        That one makes its training step and its checkpointer in this method, and has no other to
-        override for them.
+        It is not called, because it creates Detectron2's own training step and checkpointer, up to
+        main, and has no method to override for them.
 
         Raises:
-            ValueError: SOLVER.AMP.PRECISION does not suit the device, or the model is on the CPU
-                while the processes are joined over CUDA; MODEL_EMA.*, TEST.BEST_METRIC or
-                TEST.EARLY_STOP_PATIENCE has no meaning.
+            ValueError: an invalid SOLVER.AMP.PRECISION, MODEL_EMA.*, TEST.BEST_METRIC or
+                TEST.EARLY_STOP_PATIENCE, or a model on the CPU in a process group for CUDA.
         """
         check_hooks(cfg)
         TrainerBase.__init__(self)
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         self._trainer = TrainLoop(
@@ -72,53 +72,47 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self._last_eval_results: dict | None = None
-        self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load as Detectron2 does; a resumed run goes on with the batch that comes next.
+        """Load as Detectron2 does; a resumed run continues with the next batch.
 
         Raises:
             RuntimeError: the ranks found different checkpoints.
         """
         super().resume_or_load(resume)
         if self.ema is not None and self.ema.num_updates == 0:
-            self.ema.reset()  # to the weights that were loaded
+            self.ema.reset()  # to the loaded weights
         starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise RuntimeError(
-                f"--resume: the ranks would go on from the iterations {starts}. All machines need "
-                f"the checkpoints of OUTPUT_DIR {self.cfg.OUTPUT_DIR}: put it on a shared disk, or "
-                "copy it to each of them."
+                f"--resume: the ranks would continue from the iterations {starts}. All machines "
+                f"need the checkpoints of OUTPUT_DIR {self.cfg.OUTPUT_DIR}: put it on a shared "
+                "disk, or copy it to each of them."
             )
         self._trainer.data_loader.start_iter = self.start_iter
 
     def state_dict(self) -> dict:
-        """Return what a checkpoint keeps to resume from, the optimizer's state included.
-
-        Detectron2 v0.5 leaves that out, and a resumed run would start without momentum.
-        """
-        state = {**super().state_dict(), "_trainer": self._trainer.state_dict()}
-        # After the last iteration Detectron2 counts one more.
+        """Return all that a resumed run needs besides the weights of the checkpoint."""
+        state = super().state_dict()
+        # After the last iteration Detectron2 has counted one more.
         state["iteration"] = min(self.iter, self.max_iter - 1)
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
         resume_ema(self.ema, state_dict.get("ema"), self.checkpointer.model)
 
     def train(self) -> dict | None:
-        """Train up to SOLVER.MAX_ITER, or until TEST.EARLY_STOP_PATIENCE is used up.
+        """Train up to SOLVER.MAX_ITER, or until TEST.EARLY_STOP_PATIENCE is exhausted.
 
         Returns:
-            The results of the last evaluation, as :func:`evaluate` gives them, on the main process;
-            None where there was none.
+            Results of the last evaluation, in the form of :func:`evaluate`, on the main process;
+            None without an evaluation.
         """
         try:
             TrainerBase.train(self, self.start_iter, self.max_iter)
@@ -130,56 +124,68 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
     def after_train(self) -> None:
-        """Let the hooks finish; a run that failed, or that stopped early, is not evaluated.
+        """Let the hooks finish; do not evaluate a run that failed or stopped early.
 
-        Detectron2 evaluates it if it failed in its last iteration, where other ranks may be gone
-        and the weights may be of no use.
+        Detectron2 evaluates a run that failed in its last iteration, where other ranks may be gone
+        and the weights may be useless.
         """
         self.storage.iter = self.iter
         for hook in self._hooks:
-            if self.iter == self.max_iter or not isinstance(hook, EvalHook):
+            if self.iter == self.max_iter or not isinstance(hook, hooks.EvalHook):
                 hook.after_train()
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Build Detectron2's hooks, and those of MODEL_EMA, TEST.BEST_METRIC and EARLY_STOP_*."""
-        hooks = super().build_hooks()
-        at = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        metric = best_metric(self.cfg)
+        """Build Detectron2's hooks in its order, with averaging, best checkpoint and early stop."""
+        cfg, main_process = self.cfg, comm.is_main_process()
+        metric, ema = best_metric(cfg), self.ema
         best = None
         if metric:
-            best = BestCheckpoint(self.checkpointer, metric, self.cfg.TEST.EARLY_STOP_PATIENCE)
-        hooks[at] = EvalHook(self.cfg.TEST.EVAL_PERIOD, lambda: self._evaluate(best))
-        hooks.insert(at, best)
-        if isinstance(hooks[-1], PeriodicWriter):  # on the main process
-            hooks[-1] = _Writer(hooks[-1]._writers)
-        if self.ema is not None:
-            update = self.ema.update
-            # Behind the timer, and before the weights are saved.
-            hooks.insert(1, CallbackHook(after_step=lambda _: update()))
-        return hooks
+            best = BestCheckpoint(self.checkpointer, metric, cfg.TEST.EARLY_STOP_PATIENCE)
 
-    def _evaluate(self, best: BestCheckpoint | None) -> dict:
-        iteration = min(self.iter, self.max_iter - 1)
-        info = ModelInfo(iteration=iteration, ema=self.ema is not None)
-        with self.ema.applied() if self.ema else contextlib.nullcontext():
-            self._last_eval_results = self._test(self.cfg, self.model, info)
-        if best is not None:
-            best.judge(self._last_eval_results)
-        return self._last_eval_results
+        def evaluate_weights() -> dict:
+            info = ModelInfo(iteration=min(self.iter, self.max_iter - 1), ema=ema is not None)
+            with ema.applied() if ema else contextlib.nullcontext():
+                results = self._test(cfg, self.model, info)
+            if best is not None:
+                best.update(results)
+            self._last_eval_results = results
+            return results
+
+        return [
+            hooks.IterationTimer(),
+            hooks.CallbackHook(after_step=lambda _: ema.update()) if ema else None,
+            hooks.LRScheduler(),
+            self._build_precise_bn(),
+            # After everything that changes weights, and before an evaluation that may fail.
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main_process
+            else None,
+            best,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate_weights),
+            # Last, so that evaluation results are written.
+            EvaluationWriter(self.build_writers(), cfg.TEST.EVAL_PERIOD) if main_process else None,
+        ]
+
+    def _build_precise_bn(self) -> HookBase | None:
+        cfg = self.cfg.clone()
+        if not cfg.TEST.PRECISE_BN.ENABLED or not get_bn_modules(self.model):
+            return None
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0  # a second loader beside that of the training
+        loader = self.build_train_loader(cfg)
+        period, num_iter = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks.PreciseBN(period, self.model, loader, num_iter)
 
     @classmethod
     def _test(cls, cfg: CfgNode, model: nn.Module, info: ModelInfo) -> dict:
-        """Test as :meth:`test` does; ``evaluation.json`` says what it was that was tested."""
-        evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-        for evaluator in evaluators:
-            if isinstance(evaluator, DetectionEvaluator):
-                evaluator.model_info = info
-        return cls.test(cfg, model, evaluators)
+        """Run :meth:`test` with evaluators that write ``info`` into ``evaluation.json``."""
+        names = cfg.DATASETS.TEST
+        return cls.test(cfg, model, [cls.build_evaluator(cfg, name, info) for name in names])
 
     def build_writers(self) -> list[EventWriter]:
-        """Build Detectron2's writers; metrics.json gets each written iteration's own values.
+        """Build Detectron2's writers; metrics.json gets the values of each written iteration.
 
-        By default they are medians of the last 20 iterations, which a resumed run does not know.
+        By default they are medians of 20 iterations, which a resumed run does not have.
         """
         return [
             CommonMetricPrinter(self.max_iter),
@@ -188,23 +194,22 @@ class Trainer(DefaultTrainer):
         ]
 
     @classmethod
-    def build_model(cls, cfg) -> nn.Module:
-        """Build the model; MODEL.CHANNELS_LAST says how its weights lie in memory.
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build the model, in channels-last memory format with MODEL.CHANNELS_LAST.
 
-        The images need no change: a convolution takes the memory format of its weights, and gives
-        it to the feature maps.
+        Images stay as they are: a convolution adopts the memory format of its weights.
         """
         model = super().build_model(cfg)
         return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
     @classmethod
-    def build_train_loader(cls, cfg) -> TrainLoader:
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         """Build the loader of DATASETS.TRAIN."""
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name: str):
-        """Build the loader of one of DATASETS.TEST, one image a batch."""
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        """Build the loader of one of DATASETS.TEST, one image per batch."""
         return build_detection_test_loader(
             load_records(dataset_name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES),
             mapper=DetectionDatasetMapper(cfg, is_train=False),
@@ -212,61 +217,55 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name: str) -> DetectionEvaluator | ProposalEvaluator:
-        """Build the evaluator of one of DATASETS.TEST, writing to OUTPUT_DIR/inference.
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, model_info: ModelInfo | None = None
+    ) -> DetectionEvaluator | ProposalEvaluator:
+        """Build the evaluator of one of DATASETS.TEST, which writes to OUTPUT_DIR/inference.
 
-        What a ``ProposalNetwork`` gives is measured by its recall.
+        The proposals of a ``ProposalNetwork`` are evaluated by their recall.
+
+        Args:
+            cfg: of the run.
+            dataset_name: registered name.
+            model_info: the evaluated model, for ``evaluation.json``. A subclass may ignore it.
         """
-        options = {
-            "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", dataset_slug(dataset_name)),
-            "json_file": MetadataCatalog.get(dataset_name).get("json_file"),
-        }
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_slug(dataset_name))
+        json_file = MetadataCatalog.get(dataset_name).get("json_file")
         records = load_records(dataset_name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES)
         if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
-            return ProposalEvaluator(dataset_name, records, **options)
-        return DetectionEvaluator(dataset_name, records, class_names(dataset_name), **options)
-
-
-class _Writer(PeriodicWriter):
-    """Writes after each evaluation too, so that hooks behind it find it in metrics.json."""
-
-    def after_step(self) -> None:
-        period = self.trainer.cfg.TEST.EVAL_PERIOD
-        if period > 0 and (self.trainer.iter + 1) % period == 0:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
+            return ProposalEvaluator(dataset_name, records, folder, json_file)
+        names = class_names(dataset_name)
+        return DetectionEvaluator(
+            dataset_name, records, names, folder, json_file, model_info=model_info
+        )
 
 
 def distribute(model: nn.Module) -> nn.Module:
-    """Wrap a model so that gradients are averaged over ranks, where there are several.
+    """Wrap a model so that gradients are averaged over the ranks, if there are several.
 
-    The device is named since Detectron2 would ask for the rank on this machine, which v0.5 does
-    not know under torchrun.
+    Detectron2 alone would name a GPU for a model on the CPU as well.
+
+    Raises:
+        ValueError: a model on the CPU in a process group for CUDA.
     """
     device = next(model.parameters()).device.type
     if comm.get_world_size() > 1 and device == "cpu" and dist.get_backend() == "nccl":
         raise ValueError(
-            "MODEL.DEVICE is cpu, but the processes are joined over CUDA: hide its devices with "
+            "MODEL.DEVICE is cpu, but the process group uses CUDA: hide its devices with "
             "CUDA_VISIBLE_DEVICES=''."
         )
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        device_ids=None if device == "cpu" else [torch.cuda.current_device()],
-    )
+    device_ids = None if device == "cpu" else [torch.cuda.current_device()]
+    return create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
 
 
-def evaluate(cfg, resume: bool = False) -> dict:
+def evaluate(cfg: CfgNode, resume: bool = False) -> dict:
     """Evaluate MODEL.WEIGHTS, or with ``resume`` the last checkpoint of OUTPUT_DIR.
 
-    The model is optimized as TEST.OPTIMIZE says. With TEST.AUG.ENABLED, results
-    and files are those of test-time augmentation (:class:`FCOSWithTTA`). The evaluations during
-    training know neither.
+    TEST.OPTIMIZE optimizes the model, and with TEST.AUG.ENABLED results and files are those of
+    test-time augmentation (:class:`FCOSWithTTA`). Evaluations during training use neither.
 
     Returns:
-        The results of each of DATASETS.TEST (of the only one, where there is one).
+        Results per DATASETS.TEST, or those of the only one.
 
     Raises:
         ValueError: TEST.OPTIMIZE or TEST.AUG is not supported.
@@ -297,5 +296,5 @@ def evaluate(cfg, resume: bool = False) -> dict:
         model = FCOSWithTTA(cfg, model)
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # each view is resized from the image as it is
+        cfg.INPUT.MIN_SIZE_TEST = 0  # each view is resized from the original image
     return Trainer._test(cfg, model, info)

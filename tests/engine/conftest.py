@@ -1,10 +1,14 @@
-"""A tiny VOC folder to train on, and the command line that trains on it."""
+"""A tiny VOC folder, the command line that trains on it, and helpers for runs."""
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from fcos_d2.engine import load_cfg, prepare_datasets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +67,55 @@ def make_args(voc_folder, tmp_path):
         )
 
     return make
+
+
+@pytest.fixture
+def prepare():
+    """Build the config as ``setup`` does, without its slow look at the machine."""
+
+    def run(args):
+        cfg = load_cfg(args.config_file, args.opts)
+        prepare_datasets(cfg, args.eval_only)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        return cfg
+
+    return run
+
+
+@pytest.fixture
+def interrupt():
+    """Train up to an iteration, then press Ctrl-C: ``interrupt(trainer, iteration)``."""
+
+    def run(trainer, iteration):
+        step = trainer.run_step
+
+        def run_step():
+            if trainer.iter == iteration:
+                raise KeyboardInterrupt
+            step()
+
+        trainer.run_step = run_step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+
+    return run
+
+
+@pytest.fixture
+def load():
+    """Load a checkpoint of a run: ``load(cfg, "model_final")``."""
+    return lambda cfg, name: torch.load(
+        os.path.join(cfg.OUTPUT_DIR, f"{name}.pth"), weights_only=True
+    )
+
+
+@pytest.fixture
+def assert_equal():
+    """Assert that two dicts of tensors are equal to the last bit."""
+
+    def check(one, other):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert torch.equal(value, other[key]), key
+
+    return check

@@ -1,4 +1,4 @@
-"""The average of weights: its arithmetic, and what training, evaluation and checkpoints do."""
+"""The average of weights: its arithmetic, and its use in training, evaluation and checkpoints."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcos_d2.engine import Trainer, evaluate, load_cfg, prepare_datasets
+from fcos_d2.engine import Trainer, evaluate
 from fcos_d2.engine.ema import ModelEma
 
 EMA = ("MODEL_EMA.ENABLED", "True")
@@ -43,35 +43,29 @@ def test_two_updates_by_hand():
 def test_40_updates_are_those_of_a_plain_loop_in_float64(decay):
     model = make_model()
     ema = ModelEma(model, decay)
-    wanted = {k: x.double().flatten().tolist() for k, x in model.state_dict().items()}
+    wanted = {k: x.double() for k, x in model.state_dict().items()}
     for t in range(40):
         change(model)
         ema.update()
-        d = (1 + t) / (10 + t)
-        d = decay if d > decay else d
+        d = min(decay, (1 + t) / (10 + t))
         for key, x in model.state_dict().items():
-            new = x.double().flatten().tolist()
-            old = wanted[key] if "num_batches" not in key else new
-            wanted[key] = [d * a + (1 - d) * b for a, b in zip(old, new, strict=True)]
+            counter = "num_batches" in key
+            wanted[key] = x.double() if counter else d * wanted[key] + (1 - d) * x.double()
     assert ema.num_updates == 40
-    assert ema.weights().keys() == wanted.keys()
-    for key, x in ema.weights().items():
-        torch.testing.assert_close(
-            x.double().flatten(), torch.tensor(wanted[key]).double(), rtol=1e-5, atol=1e-5, msg=key
-        )
     assert ema.weights()["1.num_batches_tracked"].item() == 40
+    got = {k: x.double() for k, x in ema.weights().items()}
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_that_do_not_move_stay_to_the_last_bit():
+def test_constant_weights_are_kept_to_the_last_bit(assert_equal):
     model = make_model()
     ema = ModelEma(model, decay=0.9)
     for _ in range(30):
         ema.update()
-    for key, x in model.state_dict().items():
-        assert torch.equal(ema.weights()[key], x), key
+    assert_equal(ema.weights(), model.state_dict())
 
 
-def test_applied_gives_the_average_and_takes_it_back_even_after_an_error():
+def test_applied_swaps_the_average_in_and_out_even_after_an_error(assert_equal):
     model = make_model()
     ema = ModelEma(model, decay=0.9)
     change(model)
@@ -80,10 +74,10 @@ def test_applied_gives_the_average_and_takes_it_back_even_after_an_error():
     average = {key: x.clone() for key, x in ema.weights().items()}
     tensors = [x.data_ptr() for x in model.state_dict().values()]
     with pytest.raises(RuntimeError, match="inside"), ema.applied():
-        assert_same(model.state_dict(), average)
+        assert_equal(model.state_dict(), average)
         raise RuntimeError("inside")
-    assert_same(model.state_dict(), own)
-    assert_same(ema.weights(), average)
+    assert_equal(model.state_dict(), own)
+    assert_equal(ema.weights(), average)
     assert not torch.equal(own["0.weight"], average["0.weight"])
     # The optimizer, DDP and CUDA graphs refer to them.
     assert tensors == [x.data_ptr() for x in model.state_dict().values()]
@@ -130,16 +124,8 @@ class ToyTrainer(Trainer):
         return {"bbox": {"AP": 1.0}}
 
 
-def prepare(args):
-    """As setup() does, which takes its time to look at the machine."""
-    cfg = load_cfg(args.config_file, args.opts)
-    prepare_datasets(cfg, args.eval_only)
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    return cfg
-
-
 @pytest.fixture
-def make_trainer(make_args, monkeypatch):
+def make_trainer(make_args, prepare, monkeypatch):
     """Build a trainer of 4 iterations that saves every second: ``make_trainer(*opts)``."""
     monkeypatch.setattr(ToyTrainer, "seen", [], raising=False)
 
@@ -152,31 +138,7 @@ def make_trainer(make_args, monkeypatch):
     return make
 
 
-def interrupt(trainer, iteration):
-    """Train up to an iteration, where somebody presses Ctrl-C."""
-    step = trainer.run_step
-
-    def run_step():
-        if trainer.iter == iteration:
-            raise KeyboardInterrupt
-        step()
-
-    trainer.run_step = run_step
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-
-
-def load(trainer, name="model_final.pth"):
-    return torch.load(os.path.join(trainer.cfg.OUTPUT_DIR, name), weights_only=True)
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key, x in one.items():
-        assert torch.equal(x, other[key]), key
-
-
-def test_4_iterations_equal_2_and_a_resume(make_trainer):
+def test_4_iterations_equal_2_and_a_resume(make_trainer, interrupt, load, assert_equal):
     """To the last bit: raw weights, averages, momentum."""
     whole = make_trainer(*EMA, output="whole")
     whole.train()
@@ -184,71 +146,73 @@ def test_4_iterations_equal_2_and_a_resume(make_trainer):
     parts = make_trainer(*EMA, output="parts", resume=True)
     assert parts.start_iter == parts.ema.num_updates == 2
     parts.train()
-    one, other = load(whole), load(parts)
+    one, other = load(whole.cfg, "model_final"), load(parts.cfg, "model_final")
     assert one["trainer"]["ema"]["num_updates"] == other["trainer"]["ema"]["num_updates"] == 4
-    assert_same(one["model"], other["model"])
-    assert_same(one["trainer"]["ema"]["raw"], other["trainer"]["ema"]["raw"])
+    assert_equal(one["model"], other["model"])
+    assert_equal(one["trainer"]["ema"]["raw"], other["trainer"]["ema"]["raw"])
     for state in (one, other):
         optimizer = state["trainer"]["_trainer"]["optimizer"]["state"]
         state["momentum"] = {k: x["momentum_buffer"] for k, x in optimizer.items()}
-    assert_same(one["momentum"], other["momentum"])
+    assert_equal(one["momentum"], other["momentum"])
 
 
-def test_a_checkpoint_holds_the_average_and_the_training_is_as_without_it(make_trainer):
+def test_checkpoints_hold_the_average_and_training_ignores_it(make_trainer, load, assert_equal):
     averaged, plain = make_trainer(*EMA, output="averaged"), make_trainer(output="plain")
     for trainer in (averaged, plain):
         trainer.train()
-    state, plain_state = load(averaged), load(plain)
-    assert_same(state["model"], averaged.ema.weights())
-    assert_same(state["trainer"]["ema"]["raw"], plain_state["model"])
+    state, plain_state = load(averaged.cfg, "model_final"), load(plain.cfg, "model_final")
+    assert_equal(state["model"], averaged.ema.weights())
+    assert_equal(state["trainer"]["ema"]["raw"], plain_state["model"])
     assert not torch.equal(state["model"]["linear.weight"], plain_state["model"]["linear.weight"])
     assert "ema" not in plain_state["trainer"]
-    assert_same(load(averaged, "model_best.pth")["model"], state["model"])
+    assert_equal(load(averaged.cfg, "model_best")["model"], state["model"])
 
 
-def test_evaluations_see_the_average(make_trainer):
-    """After 2 iterations and after the last one; training goes on with the raw weights."""
+def test_evaluations_see_the_average(make_trainer, load, assert_equal):
+    """After 2 iterations and after the last one; training continues with the raw weights."""
     trainer = make_trainer(*EMA, "TEST.EVAL_PERIOD", "2")
     trainer.train()
-    saved = [load(trainer, name) for name in ("model_0000001.pth", "model_final.pth")]
+    saved = [load(trainer.cfg, name) for name in ("model_0000001", "model_final")]
     assert len(trainer.seen) == 2
     for seen, state in zip(trainer.seen, saved, strict=True):
-        assert_same(seen, state["model"])
-    assert_same(trainer.model.state_dict(), saved[1]["trainer"]["ema"]["raw"])
+        assert_equal(seen, state["model"])
+    assert_equal(trainer.model.state_dict(), saved[1]["trainer"]["ema"]["raw"])
 
 
-def test_switched_off_a_resumed_run_goes_on_without_an_average(make_trainer, caplog):
+def test_resume_without_averaging(make_trainer, interrupt, load, assert_equal, caplog):
     plain = make_trainer(output="plain")
     plain.train()
     interrupt(make_trainer(*EMA), iteration=2)
     resumed = make_trainer(resume=True)
-    assert "goes on from the weights beside them" in caplog.text
+    assert "continues from its raw weights" in caplog.text
     resumed.train()
-    assert_same(load(resumed)["model"], load(plain)["model"])
+    assert_equal(load(resumed.cfg, "model_final")["model"], load(plain.cfg, "model_final")["model"])
 
 
-def test_switched_on_a_resumed_run_starts_an_average(make_trainer, caplog):
+def test_resume_with_averaging_from_a_checkpoint_without(
+    make_trainer, interrupt, load, assert_equal, caplog
+):
     interrupt(make_trainer(), iteration=2)
     resumed = make_trainer(*EMA, resume=True)
-    assert "saved without an average" in caplog.text
+    assert "saved without averaged weights" in caplog.text
     assert resumed.start_iter == 2 and resumed.ema.num_updates == 0
-    assert_same(resumed.ema.weights(), load(resumed, "model_0000001.pth")["model"])
+    assert_equal(resumed.ema.weights(), load(resumed.cfg, "model_0000001")["model"])
     resumed.train()
     assert resumed.ema.num_updates == 2
 
 
-def test_fine_tuning_starts_the_average_from_the_weights_that_are_loaded(make_trainer):
+def test_fine_tuning_starts_the_average_from_the_loaded_weights(make_trainer, assert_equal):
     first = make_trainer(*EMA, output="first")
     first.train()
     weights = os.path.join(first.cfg.OUTPUT_DIR, "model_final.pth")
     second = make_trainer(*EMA, "MODEL.WEIGHTS", weights, output="second")
     assert second.start_iter == second.ema.num_updates == 0
-    assert_same(second.ema.weights(), first.ema.weights())
-    assert_same(second.model.state_dict(), first.ema.weights())
+    assert_equal(second.ema.weights(), first.ema.weights())
+    assert_equal(second.model.state_dict(), first.ema.weights())
 
 
-def test_evaluation_of_a_checkpoint_gives_the_detections_of_the_training(make_args):
-    """FCOS itself, to the last digit, with no key of the average."""
+def test_evaluation_of_a_checkpoint_gives_the_detections_of_the_training(make_args, prepare):
+    """FCOS itself, to the last digit, without any key of the average."""
     options = ("SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "0.1", "TEST.BEST_METRIC", "")
     trainer = Trainer(prepare(make_args(*EMA, *options)))
     trainer.resume_or_load(resume=False)

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from fcos_d2.data import class_names, load_records, register_source
-from fcos_d2.engine import Trainer, load_cfg, prepare_datasets
+from fcos_d2.engine import Trainer
 from fcos_d2.engine.hooks import best_metric, check_hooks
 from fcos_d2.evaluation import DetectionEvaluator, ProposalEvaluator
 
@@ -47,16 +47,8 @@ class ScriptedTrainer(Trainer):
         return {"bbox": {"AP": cls.script[done], "AP50": 50.0}}
 
 
-def prepare(args):
-    """As setup() does, which takes its time to look at the machine."""
-    cfg = load_cfg(args.config_file, args.opts)
-    prepare_datasets(cfg)
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    return cfg
-
-
 @pytest.fixture
-def make_trainer(make_args, monkeypatch):
+def make_trainer(make_args, prepare, monkeypatch):
     """Build a trainer: ``make_trainer(values of the evaluations, *opts, period=2)``."""
 
     def make(values, *opts, period=2, resume=False):
@@ -86,34 +78,26 @@ def patience(number):
     return ("TEST.EARLY_STOP_PATIENCE", str(number))
 
 
-def load(trainer, name):
-    return torch.load(os.path.join(trainer.cfg.OUTPUT_DIR, name), weights_only=True)
-
-
 def read(trainer, name):
     with open(os.path.join(trainer.cfg.OUTPUT_DIR, name)) as file:
         return file.read()
 
 
-def interrupt(trainer, iteration):
-    """Train up to an iteration, where somebody presses Ctrl-C."""
-    step = trainer.run_step
-
-    def run_step():
-        if trainer.iter == iteration:
-            raise KeyboardInterrupt
-        step()
-
-    trainer.run_step = run_step
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+def evaluations(trainer):
+    """Lines of metrics.json with results."""
+    lines = [json.loads(line) for line in read(trainer, "metrics.json").splitlines()]
+    return [line for line in lines if "bbox/AP" in line]
 
 
-def test_the_best_checkpoint_is_kept(make_trainer):
+def best_exists(trainer):
+    return os.path.exists(os.path.join(trainer.cfg.OUTPUT_DIR, "model_best.pth"))
+
+
+def test_the_best_checkpoint_is_kept(make_trainer, load):
     """Of evaluations after 2, 4, 6, 8 iterations the second is the best: iteration 3, from 0."""
     trainer = make_trainer([10.0, 30.0, NAN, 30.0])
     trainer.train()
-    best = load(trainer, "model_best.pth")
+    best = load(trainer.cfg, "model_best")
     assert best.keys() == {"model", "class_names", "cfg", "iteration", "best"}
     assert best["iteration"] == 3
     assert best["best"] == {"metric": "bbox/AP", "value": 30.0}
@@ -123,76 +107,74 @@ def test_the_best_checkpoint_is_kept(make_trainer):
     assert read(trainer, "last_checkpoint") == "model_final.pth"
 
 
-def test_the_last_checkpoint_is_not_the_best_one(make_trainer):
-    """Nothing but model_best.pth is written after the evaluation at 3 iterations."""
+def test_the_last_checkpoint_is_not_the_best_one(make_trainer, interrupt, load):
+    """Only model_best.pth is written after the evaluation at 3 iterations."""
     trainer = make_trainer([10.0, 20.0], period=3)
     interrupt(trainer, iteration=3)
-    assert load(trainer, "model_best.pth")["iteration"] == 2
+    assert load(trainer.cfg, "model_best")["iteration"] == 2
     assert read(trainer, "last_checkpoint") == "model_0000001.pth"
     assert make_trainer([10.0, 20.0], period=3, resume=True).start_iter == 2
 
 
-def test_the_evaluation_after_the_last_iteration_counts(make_trainer):
+def test_the_evaluation_after_the_last_iteration_counts(make_trainer, load):
     """For the file, and for a run that goes on from there."""
     make_trainer([10.0, 20.0]).train()
     trainer = make_trainer([10.0, 20.0, 15.0], resume=True)
     assert trainer.start_iter == 4
-    assert load(trainer, "model_best.pth")["best"]["value"] == 20
+    assert load(trainer.cfg, "model_best")["best"]["value"] == 20
     trainer.train()
     assert trainer.evaluated == [6]
-    assert load(trainer, "model_best.pth")["best"]["value"] == 20
+    assert load(trainer.cfg, "model_best")["best"]["value"] == 20
 
 
-def test_values_that_are_all_nan(make_trainer):
+def test_nan_is_never_the_best(make_trainer):
     trainer = make_trainer([NAN, NAN])
     trainer.train()
-    assert not os.path.exists(os.path.join(trainer.cfg.OUTPUT_DIR, "model_best.pth"))
+    assert not best_exists(trainer)
     assert "bbox/AP_best" not in read(trainer, "metrics.json")
 
 
-def test_the_first_value_is_the_best_even_if_it_is_0(make_trainer):
+def test_the_first_value_is_the_best_even_if_it_is_0(make_trainer, load):
     trainer = make_trainer([0.0, 0.0])
     trainer.train()
-    assert load(trainer, "model_best.pth")["iteration"] == 1
+    assert load(trainer.cfg, "model_best")["iteration"] == 1
 
 
 def test_no_metric_keeps_none(make_trainer):
     trainer = make_trainer([1.0], "TEST.BEST_METRIC", "")
     trainer.train()
-    assert not os.path.exists(os.path.join(trainer.cfg.OUTPUT_DIR, "model_best.pth"))
+    assert not best_exists(trainer)
 
 
 def test_the_best_value_is_in_metrics_json(make_trainer):
     trainer = make_trainer([10.0, 30.0, 20.0])
     trainer.train()
-    lines = [json.loads(line) for line in read(trainer, "metrics.json").splitlines()]
-    values = {x["iteration"]: (x["bbox/AP"], x["bbox/AP_best"]) for x in lines if "bbox/AP" in x}
+    values = {x["iteration"]: (x["bbox/AP"], x["bbox/AP_best"]) for x in evaluations(trainer)}
     # Detectron2 puts the last evaluation one iteration further.
     assert values == {1: (10, 10), 3: (30, 30), 6: (20, 30)}
 
 
-# 10 and 20 are improvements, then come three evaluations that are none: 15, the same, nan.
+# Improvements to 10 and 20, then three evaluations without one: 15, 20 again and nan.
 SCRIPT = [10.0, 20.0, 15.0, 20.0, NAN, 40.0, 50.0]
 
 
-def test_a_run_stops_when_patience_is_used_up(make_trainer, caplog):
+def test_a_run_stops_when_patience_is_exhausted(make_trainer, caplog, load):
     caplog.set_level(logging.INFO)
     trainer = make_trainer(SCRIPT, *patience(3))
     results = trainer.train()
     assert trainer.evaluated == [2, 4, 6, 8, 10]
     assert trainer.model.weight.item() == -10
-    final = load(trainer, "model_final.pth")
+    final = load(trainer.cfg, "model_final")
     assert final["iteration"] == 9 and final["model"]["weight"].item() == -10
     assert read(trainer, "last_checkpoint") == "model_final.pth"
-    assert load(trainer, "model_best.pth")["model"]["weight"].item() == -4
+    assert load(trainer.cfg, "model_best")["model"]["weight"].item() == -4
     assert math.isnan(results["bbox"]["AP"])
-    assert "Stopped early, 10 iterations done: 3 evaluations without a better bbox/AP than 20" in (
+    assert "Stopped early after 10 iterations: 3 evaluations without a better bbox/AP than 20" in (
         caplog.text
     )
     assert "Exception" not in caplog.text
-    lines = [json.loads(line) for line in read(trainer, "metrics.json").splitlines()]
-    evaluated = [x["iteration"] for x in lines if "bbox/AP" in x and "total_loss" in x]
-    assert evaluated == [1, 3, 5, 7, 9]
+    assert [x["iteration"] for x in evaluations(trainer)] == [1, 3, 5, 7, 9]
+    assert all("total_loss" in x for x in evaluations(trainer))
 
 
 def test_one_more_would_not_have_stopped_it(make_trainer):
@@ -202,39 +184,39 @@ def test_one_more_would_not_have_stopped_it(make_trainer):
 
 
 @pytest.mark.parametrize("last", [6, 7, 8, 9])
-def test_a_resumed_run_stops_where_the_whole_one_does(make_trainer, last):
+def test_a_resumed_run_stops_where_the_whole_one_does(make_trainer, last, interrupt, load):
     """Interrupted after whatever iteration; checkpoints are written in those of evaluations."""
     interrupt(make_trainer(SCRIPT, *patience(3)), iteration=last)
     trainer = make_trainer(SCRIPT, *patience(3), resume=True)
     assert trainer.start_iter == last // 2 * 2
     trainer.train()
     assert trainer.evaluated == [x for x in (8, 10) if x > last]
-    assert load(trainer, "model_final.pth")["iteration"] == 9
-    assert load(trainer, "model_best.pth")["iteration"] == 3
+    assert load(trainer.cfg, "model_final")["iteration"] == 9
+    assert load(trainer.cfg, "model_best")["iteration"] == 3
 
 
-def test_a_run_that_has_stopped_goes_on_only_with_more_patience(make_trainer, caplog):
+def test_a_run_that_has_stopped_goes_on_only_with_more_patience(make_trainer, caplog, load):
     caplog.set_level(logging.INFO)
     make_trainer(SCRIPT, *patience(3)).train()
     again = make_trainer(SCRIPT, *patience(3), resume=True)
     caplog.clear()
     assert again.train() is None
     assert again.evaluated == [] and again.model.weight.item() == -10
-    assert "PATIENCE is 3: to train on, --resume with a larger one, or with 0." in caplog.text
+    assert "PATIENCE is 3: to continue, --resume with a larger one, or with 0." in caplog.text
     more = make_trainer(SCRIPT, *patience(4), resume=True)
     more.train()
     assert more.evaluated == [12, 14]
-    assert load(more, "model_best.pth")["best"]["value"] == 50
+    assert load(more.cfg, "model_best")["best"]["value"] == 50
 
 
-def test_another_metric_is_compared_anew(make_trainer, caplog):
+def test_another_metric_is_compared_anew(make_trainer, caplog, interrupt, load):
     interrupt(make_trainer(SCRIPT, *patience(3)), iteration=9)
     options = (*patience(3), "TEST.BEST_METRIC", "bbox/AP50")
     trainer = make_trainer(SCRIPT, *options, resume=True)
     assert "was bbox/AP and is bbox/AP50 now" in caplog.text
     trainer.train()
     assert trainer.evaluated == [10, 12, 14]
-    assert load(trainer, "model_best.pth")["iteration"] == 9
+    assert load(trainer.cfg, "model_best")["iteration"] == 9
 
 
 def test_a_rank_without_results_follows_the_main_process(make_trainer, monkeypatch):
@@ -246,23 +228,23 @@ def test_a_rank_without_results_follows_the_main_process(make_trainer, monkeypat
     assert trainer.model.weight.item() == -10
 
 
-def test_results_without_the_metric_lose_no_training(make_trainer, monkeypatch):
-    """As of an evaluator of somebody else; those of this package are known before training."""
+def test_results_without_the_metric_lose_no_training(make_trainer, monkeypatch, load):
+    """Possible with a subclass's evaluator: those of this package are checked before training."""
     trainer = make_trainer([1.0, 1.0], "TEST.BEST_METRIC", "voc/AP50_area", *patience(1), period=3)
     with pytest.raises(ValueError, match=r"voc/AP50_area is not among .*\(bbox/AP, bbox/AP50\)"):
         trainer.train()
     assert read(trainer, "last_checkpoint") == "model_0000002.pth"
-    assert load(trainer, "model_0000002.pth")["model"]["weight"].item() == -3
+    assert load(trainer.cfg, "model_0000002")["model"]["weight"].item() == -3
 
 
 def test_results_without_the_metric_keep_no_best(make_trainer, caplog):
-    """Nothing but the file depends on it where there is no early stopping."""
+    """Without early stopping only the file depends on the metric."""
     trainer = make_trainer([1.0, 1.0], "TEST.BEST_METRIC", "segm/AP")
     with caplog.at_level(logging.ERROR):
         trainer.train()
     assert trainer.model.weight.item() == -4
-    assert caplog.text.count("No best checkpoint is kept: TEST.BEST_METRIC segm/AP is not") == 2
-    assert not os.path.exists(os.path.join(trainer.cfg.OUTPUT_DIR, "model_best.pth"))
+    assert caplog.text.count("No best checkpoint is saved: TEST.BEST_METRIC segm/AP is not") == 2
+    assert not best_exists(trainer)
 
 
 @pytest.fixture
@@ -290,24 +272,24 @@ def data_cfg(tiny_cfg, voc_folder):
         (["TEST.BEST_METRIC", "bbox/AP-cat"], "bbox/AP-cat is not among"),
     ],
 )
-def test_values_without_a_meaning(data_cfg, options, message):
+def test_invalid_values(data_cfg, options, message):
     data_cfg.merge_from_list(["MODEL_EMA.ENABLED", True, *options])
     with pytest.raises(ValueError, match=message):
         check_hooks(data_cfg)
 
 
-def test_values_with_a_meaning(data_cfg):
+def test_valid_values(data_cfg):
     check_hooks(data_cfg)
     data_cfg.TEST.EARLY_STOP_PATIENCE = 1
     data_cfg.TEST.BEST_METRIC = "voc/AP50_area-ball"
     check_hooks(data_cfg)
-    data_cfg.TEST.BEST_METRIC = "segm/AP"  # of an evaluator of somebody else
+    data_cfg.TEST.BEST_METRIC = "segm/AP"  # from a subclass's evaluator
     check_hooks(data_cfg)
     data_cfg.MODEL_EMA.DECAY = -1.0  # not used
     check_hooks(data_cfg)
 
 
-def test_the_trainer_checks_them(make_args):
+def test_the_trainer_checks_them(make_args, prepare):
     with pytest.raises(ValueError, match="TEST.BEST_METRIC bbox/ap is not among"):
         Trainer(prepare(make_args("TEST.BEST_METRIC", "bbox/ap")))
 

@@ -84,7 +84,7 @@ def test_a_warm_up_that_outlasts_the_training(cfg, caplog):
     cfg.SOLVER.MAX_ITER = 1000
     scale_to_batch_size(cfg)
     assert cfg.SOLVER.WARMUP_ITERS == 100
-    assert "made a tenth" in caplog.text
+    assert "reduced to a tenth" in caplog.text
 
 
 def test_no_reference_no_scaling(cfg):

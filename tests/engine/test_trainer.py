@@ -24,10 +24,6 @@ def read_metrics(cfg):
         return [json.loads(line) for line in file]
 
 
-def load(cfg, name):
-    return torch.load(os.path.join(cfg.OUTPUT_DIR, name), weights_only=True)
-
-
 def last_metrics(cfg):
     """Everything that was written after the last step: the losses, then the evaluation."""
     lines = read_metrics(cfg)
@@ -38,7 +34,7 @@ def last_metrics(cfg):
 TWENTY = ("SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.WARMUP_ITERS", "4")
 
 
-def test_20_iterations_equal_10_and_a_resume(make_args):
+def test_20_iterations_equal_10_and_a_resume(make_args, interrupt, load):
     """The whole run stops after 10 of 20 as one that was killed, and goes on from there."""
     whole = train(make_args(*TWENTY, output="whole"))
 
@@ -46,12 +42,10 @@ def test_20_iterations_equal_10_and_a_resume(make_args):
     cfg = setup(args)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    with pytest.raises(KeyboardInterrupt):
-        stop_before(trainer, iteration=10)
-        trainer.train()
+    interrupt(trainer, iteration=10)
     parts = train(make_args(*TWENTY, output="parts", resume=True))
 
-    one, other = load(whole, "model_final.pth"), load(parts, "model_final.pth")
+    one, other = load(whole, "model_final"), load(parts, "model_final")
     assert one["iteration"] == other["iteration"] == 19
     for key, value in one["model"].items():
         torch.testing.assert_close(other["model"][key], value, rtol=1e-5, atol=1e-6, msg=key)
@@ -63,18 +57,6 @@ def test_20_iterations_equal_10_and_a_resume(make_args):
         assert math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-6) or one != one, key
 
 
-def stop_before(trainer, iteration):
-    """Interrupt a trainer as Ctrl-C does."""
-    step = trainer.run_step
-
-    def run_step():
-        if trainer.iter == iteration:
-            raise KeyboardInterrupt
-        step()
-
-    trainer.run_step = run_step
-
-
 def test_ranks_that_found_different_checkpoints(make_args, monkeypatch):
     """As on a second machine that does not have the folder of the first."""
     trainer = Trainer(setup(make_args()))
@@ -84,12 +66,12 @@ def test_ranks_that_found_different_checkpoints(make_args, monkeypatch):
 
 
 @pytest.mark.parametrize("half", ["False", "True"], ids=["float32", "bfloat16"])
-def test_two_seeded_runs_are_the_same(make_args, half):
+def test_two_seeded_runs_are_the_same(make_args, half, load):
     """To the last bit: weights, metrics and detections."""
     options = ("SOLVER.MAX_ITER", "3", "SOLVER.AMP.ENABLED", half)
     one, other = (train(make_args(*options, output=name)) for name in ("one", "other"))
-    for key, value in load(one, "model_final.pth")["model"].items():
-        assert torch.equal(load(other, "model_final.pth")["model"][key], value), key
+    for key, value in load(one, "model_final")["model"].items():
+        assert torch.equal(load(other, "model_final")["model"][key], value), key
     last, last_again = last_metrics(one), last_metrics(other)
     compared = [k for k in last if "time" not in k and "eta" not in k]
     assert {"total_loss", "loss_cls", "fcos/num_pos", "bbox/AP"} <= set(compared)
@@ -122,7 +104,7 @@ def read_model(cfg):
 def test_the_tables_say_what_was_evaluated(make_args, ema):
     average = ("MODEL_EMA.ENABLED", str(ema))
     cfg = train(make_args("SOLVER.MAX_ITER", "3", *average))
-    trained = {"weights": None, "iteration": 2, "ema": ema, "tta": False}
+    trained = {"weights": None, "iteration": 2, "ema": ema, "tta": False, "optimize": "none"}
     trained["optimize"] = "none"
     assert read_model(cfg) == trained
 
@@ -153,16 +135,16 @@ def test_evaluation_of_untrained_weights_is_refused(make_args):
         evaluate(setup(make_args(eval_only=True)))
 
 
-def test_what_a_run_leaves_behind(make_args):
+def test_what_a_run_leaves_behind(make_args, load):
     cfg = train(make_args("SOLVER.MAX_ITER", "2"))
     names = set(os.listdir(cfg.OUTPUT_DIR))
     assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "inference"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert not any(name.startswith(".") for name in names)  # files that are being written
-    assert load(cfg, "model_final.pth")["class_names"] == ["ball", "box"]
+    assert load(cfg, "model_final")["class_names"] == ["ball", "box"]
 
 
-def test_half_precision_is_what_the_config_says(make_args):
+def test_half_precision_is_what_the_config_says(make_args, load):
     """Other losses than in float32, and a checkpoint that a run in float32 goes on from."""
     options = ("SOLVER.MAX_ITER", "2")
     full = train(make_args(*options, output="full"))
@@ -170,7 +152,7 @@ def test_half_precision_is_what_the_config_says(make_args):
     one, other = last_metrics(full)["total_loss"], last_metrics(half)["total_loss"]
     assert one != other and one == pytest.approx(other, rel=0.02)
     resumed = train(make_args("SOLVER.MAX_ITER", "3", output="half", resume=True))
-    assert load(resumed, "model_final.pth")["iteration"] == 2
+    assert load(resumed, "model_final")["iteration"] == 2
 
 
 def test_a_few_iterations_learn(make_args):
