@@ -167,50 +167,40 @@ def add_fcos_config(cfg: CN) -> None:
     cfg.TEST.OPTIMIZE = "none"
 
     for key in REMOVED_KEYS:
-        node, _, name = key.rpartition(".")
-        if name in _node(cfg, node) or key in cfg.__dict__[CN.DEPRECATED_KEYS]:
-            continue
-        cfg.register_deprecated_key(key)
-
-
-def _node(cfg: CN, path: str) -> CN:
-    for name in path.split("."):
-        cfg = cfg[name]
-    return cfg
+        if key not in cfg.__dict__[CN.DEPRECATED_KEYS]:  # registering a key twice is an error
+            cfg.register_deprecated_key(key)
 
 
 def update_names(cfg: CN) -> None:
-    """Replace registered names that earlier versions of fcos_d2 used by today's, in place.
+    """Replace the registered names of earlier versions in place.
 
-    Call it on a config that was read from a file of unknown age. An alias in the registry would
-    not do: it would stop AdelaiDet from registering its own backbone of that name.
+    Call it on a config read from a file of unknown age. An alias in the registry would stop
+    AdelaiDet from registering its own backbone of that name.
 
     Raises:
-        ValueError: the model of the file was a lazy config, in MODEL.LAZY.
+        ValueError: the model was a lazy config, stored in MODEL.LAZY.
     """
     if cfg.MODEL.META_ARCHITECTURE == "LazyModel":
         raise ValueError(
-            "MODEL.META_ARCHITECTURE is LazyModel: this is the config.yaml of a run with a lazy "
-            "config, by an earlier version. Write a lazy config with that model, as "
-            "configs/lazy/fcos_r50_voc.py is, and use tools/lazyconfig_train_net.py."
+            "MODEL.META_ARCHITECTURE is LazyModel: this is the config.yaml of a lazy-config run "
+            "of an earlier version. Write a lazy config with that model, like "
+            "configs/lazy/fcos_r50_voc.py, and use tools/lazyconfig_train_net.py."
         )
     old = cfg.MODEL.BACKBONE.NAME
     if old in _RENAMED_BACKBONES:
         cfg.MODEL.BACKBONE.NAME = _RENAMED_BACKBONES[old]
-        logger.info("MODEL.BACKBONE.NAME %s is now called %s.", old, _RENAMED_BACKBONES[old])
+        logger.info("MODEL.BACKBONE.NAME %s was renamed to %s.", old, _RENAMED_BACKBONES[old])
 
 
 def get_num_classes(cfg: CN) -> int:
-    """Return ``MODEL.FCOS.NUM_CLASSES``, or for -1 the number of classes of DATASETS.TRAIN.
+    """Return ``MODEL.FCOS.NUM_CLASSES`` or, for -1, the number of classes of DATASETS.TRAIN.
 
-    With ``MODEL.FCOS.CLASS_AGNOSTIC`` it is 1.
-
-    The class names are those that Detectron2's ``MetadataCatalog`` holds: of every data set that
-    Detectron2 knows by name, and of the others (``voc:...``) once ``fcos_d2.data.register_source``
-    has read them, as ``train_net.py`` does.
+    With ``MODEL.FCOS.CLASS_AGNOSTIC`` it is 1. Class names are read from Detectron2's
+    ``MetadataCatalog``, which knows those of ``voc:...`` and other sources of this package after
+    ``fcos_d2.data.register_source``.
 
     Raises:
-        ValueError: -1, and no class names to count.
+        ValueError: -1, and the catalog has no class names.
     """
     if cfg.MODEL.FCOS.CLASS_AGNOSTIC:
         return 1
@@ -236,7 +226,7 @@ def class_nodes(cfg: CN) -> dict[str, CN]:
 
 
 def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
-    """Check that the model is for as many classes as the data has; -1 takes the number from them.
+    """Check the number of classes of the model against the data, or set it where it is -1.
 
     Args:
         cfg: not frozen; MODEL.FCOS.NUM_CLASSES is set, and MODEL.ROI_HEADS.NUM_CLASSES in a model
@@ -245,7 +235,7 @@ def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
         class_names: its classes.
 
     Raises:
-        ValueError: another number, with the key to set.
+        ValueError: a different number; the message names the key.
     """
     count = len(class_names)
     for name, node in class_nodes(cfg).items():
@@ -258,11 +248,11 @@ def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
 
 
 def check_training(cfg: CN) -> None:
-    """Check that the meta architecture can be trained on what the data loader gives.
+    """Check that the meta-architecture can be trained on the data loader's batches.
 
     Raises:
-        ValueError: ROI heads, which would train ignored objects as real ones, or which need masks
-            or keypoints.
+        ValueError: ROI heads with ignored objects, masks or keypoints, which they would train on
+            as real objects or which the data sets lack.
     """
     if not _has_roi_heads(cfg):
         return

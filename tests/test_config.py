@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from fcos_d2 import add_fcos_config
@@ -62,9 +62,8 @@ def test_config_of_an_older_run_loads_with_a_warning_per_removed_key(tmp_path, c
     add_fcos_config(cfg)
     add_fcos_config(cfg)  # adding twice is harmless, as with Detectron2's add_*_config functions
     before = cfg.dump()
-    removed = [key for key in REMOVED_KEYS if key in cfg.__dict__[CfgNode.DEPRECATED_KEYS]]
     old = {"VERSION": 2}
-    for key in removed:
+    for key in REMOVED_KEYS:
         *parents, name = key.split(".")
         node = old
         for parent in parents:
@@ -73,9 +72,9 @@ def test_config_of_an_older_run_loads_with_a_warning_per_removed_key(tmp_path, c
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
     with caplog.at_level(logging.WARNING):
         cfg.merge_from_file(str(tmp_path / "config.yaml"))
-        cfg.merge_from_list([x for key in removed for x in (key, "True")])
+        cfg.merge_from_list([x for key in REMOVED_KEYS for x in (key, "True")])
     assert cfg.dump() == before
-    for key in removed:
+    for key in REMOVED_KEYS:
         assert caplog.text.count(f"Deprecated config key (ignoring): {key}\n") == 2
 
 
