@@ -1,8 +1,11 @@
 """State dicts of the four libraries, by their own names and shapes.
 
-Each tensor is full of one number of its own, so that what lands somewhere tells where it is from.
-They take no memory: the number is stored once.
+Each tensor is full of a number of its own, which shows where a tensor of ours is from. They take no
+memory: the number is stored once.
 """
+
+import logging
+import re
 
 import pytest
 import torch
@@ -77,7 +80,7 @@ def detectron2_backbone(depth=18, channels=64, top=(64, 64), resnet_norm="Frozen
     return shapes
 
 
-def _torchvision_state(depth=18, num_classes=4, layers=(2, 3, 4), norm_layer=torch.nn.BatchNorm2d):
+def torchvision_state(depth=18, num_classes=4, layers=(2, 3, 4), norm_layer=torch.nn.BatchNorm2d):
     with torch.device("meta"):
         backbone = resnet_fpn_backbone(
             backbone_name=f"resnet{depth}",
@@ -147,7 +150,7 @@ def _mmdet_state(
 
 
 _STATES = {
-    "torchvision": _torchvision_state,
+    "torchvision": torchvision_state,
     "detectron2": _detectron2_state,
     "adelaidet": _adelaidet_state,
     "mmdet": _mmdet_state,
@@ -155,9 +158,33 @@ _STATES = {
 
 
 @pytest.fixture
+def info_log(caplog):
+    """caplog with the INFO messages of the package."""
+    with caplog.at_level(logging.INFO, logger="fcos_d2"):
+        yield caplog
+
+
+@pytest.fixture
 def make_state():
     """A state dict: ``make_state(library, **what_differs)``; by default a ResNet-18."""
     return lambda library, **kwargs: _STATES[library](**kwargs)
+
+
+RESNET = [
+    (r"conv1\.", "stem.conv1."),
+    (r"bn1\.", "stem.conv1.norm."),
+    (r"layer(\d)\.(\d+)\.conv(\d)\.", r"res\1.\2.conv\3."),
+    (r"layer(\d)\.(\d+)\.bn(\d)\.", r"res\1.\2.conv\3.norm."),
+    (r"layer(\d)\.(\d+)\.downsample\.0\.", r"res\1.\2.shortcut."),
+    (r"layer(\d)\.(\d+)\.downsample\.1\.", r"res\1.\2.shortcut.norm."),
+]
+
+
+def translate_resnet(name):
+    """Our name of a tensor of torchvision's ResNet, from a table in the other direction."""
+    (ours,) = (re.sub(f"^{k}", v, name) for k, v in RESNET if re.match(k, name))
+    ours = re.sub(r"^res(\d)", lambda match: f"res{int(match[1]) + 1}", ours)
+    return f"backbone.bottom_up.{ours}"
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""`FCOSCheckpointer`: what it writes, what it reads, what it refuses."""
+"""`FCOSCheckpointer`: files that it writes, reads and refuses."""
 
-import logging
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -25,6 +25,11 @@ def weights_of(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def set_to_zero(model):
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+
+
 def assert_same_weights(one, other):
     assert one.keys() == other.keys()
     for key in one:
@@ -37,19 +42,12 @@ def test_class_names_travel_inside(model, tmp_path):
     assert read_info(path)[:2] == (NAMES, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
     before = weights_of(model)
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
+    set_to_zero(model)
     extra = FCOSCheckpointer(model, class_names=NAMES).load(path)
     assert extra["iteration"] == 7
     assert_same_weights(weights_of(model), before)
-
-
-def test_detectron2s_own_checkpointer_reads_it(model, tmp_path):
-    FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("a")
-    before = weights_of(model)
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
-    DetectionCheckpointer(model).load(str(tmp_path / "a.pth"))
+    set_to_zero(model)
+    DetectionCheckpointer(model).load(path)
     assert_same_weights(weights_of(model), before)
 
 
@@ -70,64 +68,55 @@ def test_a_save_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "last_checkpoint"]
 
 
-def test_torchvisions_resnet_complete(model, tmp_path, caplog):
-    source = torchvision.models.resnet18(weights=None)
-    torch.save(source.state_dict(), tmp_path / "r18.pth")
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        FCOSCheckpointer(frozen(model)).load(str(tmp_path / "r18.pth"), checkpointables=[])
-    state = model.state_dict()
-    assert torch.equal(state["backbone.bottom_up.stem.conv1.weight"], source.conv1.weight)
-    assert torch.equal(
-        state["backbone.bottom_up.res5.1.conv2.weight"], source.layer4[1].conv2.weight
-    )
-    assert "Not used: fc.weight, fc.bias." in caplog.text
-    assert "Not in the file, so initialised: none." in caplog.text
+@pytest.fixture
+def resnet_cfg(tiny_cfg):
+    """With FrozenBN in the ResNet, whose buffers torchvision's file fills."""
+    tiny_cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    return tiny_cfg
 
 
-def test_torchvisions_resnet_partial(model, tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("prefix", "log"),
+    [
+        ("nothing", "Loaded 100 tensors.* Not used: fc.weight, fc.bias.*initialised: none"),
+        ("layer4.1.conv2", "Loaded 99 tensors.*initialised: res5.1.conv2.weight"),
+    ],
+)
+def test_torchvisions_resnet(resnet_cfg, tmp_path, info_log, prefix, log):
+    """Complete, and without the tensors whose names start with ``prefix``."""
     source = torchvision.models.resnet18(weights=None).state_dict()
-    partial = {k: v for k, v in source.items() if not k.startswith("layer4.1.conv2")}
-    torch.save(partial, tmp_path / "r18.pth")
-    model = frozen(model)
+    torch.save({k: v for k, v in source.items() if not k.startswith(prefix)}, tmp_path / "r18.pth")
+    model = build_model(resnet_cfg)
     before = weights_of(model)
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        FCOSCheckpointer(model).load(str(tmp_path / "r18.pth"), checkpointables=[])
-    missing = "backbone.bottom_up.res5.1.conv2.weight"
-    assert torch.equal(model.state_dict()[missing], before[missing])
-    assert "so initialised: res5.1.conv2.weight." in caplog.text
-    assert "Loaded 99 tensors of torchvision's ResNet" in caplog.text
-
-
-def test_torchvisions_resnet_in_a_model_that_ends_with_layer3(tiny_cfg, tmp_path, caplog):
-    tiny_cfg.MODEL.RESNETS.OUT_FEATURES = tiny_cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
-    tiny_cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p4"
-    model = frozen(build_model(tiny_cfg))
-    source = torchvision.models.resnet18(weights=None)
-    torch.save(source.state_dict(), tmp_path / "r18.pth")
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        FCOSCheckpointer(model).load(str(tmp_path / "r18.pth"), checkpointables=[])
-    state = model.state_dict()
-    assert torch.equal(
-        state["backbone.bottom_up.res4.1.conv2.weight"], source.layer3[1].conv2.weight
+    FCOSCheckpointer(model).load(str(tmp_path / "r18.pth"), checkpointables=[])
+    state, ours = model.state_dict(), "backbone.bottom_up."
+    assert torch.equal(state[f"{ours}stem.conv1.weight"], source["conv1.weight"])
+    last = (
+        before[f"{ours}res5.1.conv2.weight"]
+        if "conv2" in prefix
+        else source["layer4.1.conv2.weight"]
     )
-    assert "Not used: layer4.0.conv1.weight, " in caplog.text
+    assert torch.equal(state[f"{ours}res5.1.conv2.weight"], last)
+    assert re.search(log, info_log.text, re.DOTALL)
 
 
-def frozen(model):
-    """The model with FrozenBN in its ResNet, whose buffers torchvision's file fills."""
-    from detectron2.layers import FrozenBatchNorm2d
+def test_torchvisions_resnet_in_a_model_that_ends_with_layer3(resnet_cfg, tmp_path, info_log):
+    resnet_cfg.MODEL.RESNETS.OUT_FEATURES = resnet_cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    resnet_cfg.MODEL.FCOS.TOP_BLOCK_IN_FEATURE = "p4"
+    model = build_model(resnet_cfg)
+    source = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(source, tmp_path / "r18.pth")
+    FCOSCheckpointer(model).load(str(tmp_path / "r18.pth"), checkpointables=[])
+    loaded = model.state_dict()["backbone.bottom_up.res4.1.conv2.weight"]
+    assert torch.equal(loaded, source["layer3.1.conv2.weight"])
+    assert "Not used: layer4.0.conv1.weight, " in info_log.text
 
-    for module in list(model.backbone.bottom_up.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.GroupNorm):
-                setattr(module, name, FrozenBatchNorm2d(child.num_channels))
-    return model
 
-
-def test_torchvisions_resnet_of_another_depth(model, tmp_path):
+def test_torchvisions_resnet_of_another_depth(resnet_cfg, tmp_path):
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "r50.pth")
+    model = build_model(resnet_cfg)
     with pytest.raises(ValueError, match="r50.pth is a torchvision ResNet of another shape"):
-        FCOSCheckpointer(frozen(model)).load(str(tmp_path / "r50.pth"), checkpointables=[])
+        FCOSCheckpointer(model).load(str(tmp_path / "r50.pth"), checkpointables=[])
 
 
 def test_other_classes_start_the_class_predictor_anew(model, tmp_path, caplog):
@@ -156,22 +145,16 @@ def test_weights_without_a_head_do_not_detect(model, tmp_path):
         FCOSCheckpointer(model, for_inference=True).load("")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
-def test_a_file_that_is_no_checkpoint(model, tmp_path, content):
-    (tmp_path / "bad.pth").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", None])
+def test_a_file_that_is_not_a_checkpoint(model, tmp_path, content):
+    """None is a truncated checkpoint."""
+    path = tmp_path / "bad.pth"
+    if content is None:
+        FCOSCheckpointer(model, str(tmp_path)).save("bad")
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(content)
     with pytest.raises(ValueError, match="bad.pth can't be read as a checkpoint"):
-        FCOSCheckpointer(model).load(str(tmp_path / "bad.pth"))
-
-
-def test_a_truncated_checkpoint(model, tmp_path):
-    FCOSCheckpointer(model, str(tmp_path)).save("a")
-    whole = (tmp_path / "a.pth").read_bytes()
-    (tmp_path / "a.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="a.pth can't be read as a checkpoint"):
-        FCOSCheckpointer(model).load(str(tmp_path / "a.pth"))
-
-
-def test_a_file_that_is_not_there(model, tmp_path):
+        FCOSCheckpointer(model).load(str(path))
     with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS .*nowhere.pth could not be loaded"):
         FCOSCheckpointer(model).load(str(tmp_path / "nowhere.pth"))
 
@@ -206,12 +189,11 @@ def foreign(make_state, tmp_path):
 
 
 @pytest.mark.parametrize("for_inference", [True, False])
-def test_another_librarys_fcos_is_read_as_it_is(foreign, for_inference, caplog):
+def test_another_librarys_fcos_is_read_as_it_is(foreign, for_inference, info_log):
     path, converted, model = foreign
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        left = FCOSCheckpointer(model, for_inference=for_inference).load(path)
+    left = FCOSCheckpointer(model, for_inference=for_inference).load(path)
     assert_same_weights(weights_of(model), converted.weights)
-    (record,) = [r for r in caplog.records if "is of adelaidet" in r.message]
+    (record,) = [r for r in info_log.records if "is of adelaidet" in r.message]
     assert "cls_tower" in record.message and "STRIDE_IN_1X1" in record.message
     assert "iteration" not in left  # another library's count, and nothing to go on from
 
@@ -302,8 +284,7 @@ def test_what_would_run_does_not(model, tmp_path, suffix):
 def test_a_state_dict_of_a_parallel_model(model, tmp_path):
     before = weights_of(model)
     torch.save({f"module.{k}": v for k, v in before.items()}, tmp_path / "a.pth")
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
+    set_to_zero(model)
     FCOSCheckpointer(model, for_inference=True).load(str(tmp_path / "a.pth"))
     assert_same_weights(weights_of(model), before)
 
@@ -322,8 +303,7 @@ def test_a_two_stage_model_saves_and_loads(tiny_cfg, tmp_path):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES, cfg=tiny_cfg).save("a")
     before = weights_of(model)
     assert any(key.startswith("roi_heads.") for key in before)
-    for parameter in model.parameters():
-        torch.nn.init.zeros_(parameter)
+    set_to_zero(model)
     path = str(tmp_path / "a.pth")
     FCOSCheckpointer(model, class_names=NAMES, for_inference=True).load(path)
     assert_same_weights(weights_of(model), before)

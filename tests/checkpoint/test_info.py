@@ -1,15 +1,13 @@
 """What a checkpoint says about itself, and configs that follow it."""
 
-import logging
-
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from fcos_d2.checkpoint import (
     ARCHITECTURE_KEYS,
+    CARRIED_KEYS,
     FACT_KEYS,
-    TEST_KEYS,
     FCOSCheckpointer,
     apply_checkpoint_keys,
     convert_file,
@@ -42,46 +40,39 @@ def path(tmp_path):
 
 def changed(cfg, before):
     """The keys whose value is another one now."""
-    keys = FACT_KEYS + ARCHITECTURE_KEYS + TEST_KEYS
-    old, new = collect_keys(before, keys), collect_keys(cfg, keys)
-    return {key for key in keys if old[key] != new[key]}
+    old, new = collect_keys(before, CARRIED_KEYS), collect_keys(cfg, CARRIED_KEYS)
+    return {key for key in CARRIED_KEYS if old[key] != new[key]}
 
 
-def test_inference_takes_all_keys(tiny_cfg, path):
+@pytest.mark.parametrize("training", [False, True])
+def test_training_takes_only_the_facts(tiny_cfg, path, training):
     before = tiny_cfg.clone()
-    apply_checkpoint_keys(tiny_cfg, path, training=False)
-    assert changed(tiny_cfg, before) == CARRIED.keys()
+    apply_checkpoint_keys(tiny_cfg, path, training=training)
+    keys = CARRIED.keys() & set(FACT_KEYS) if training else CARRIED.keys()
+    assert changed(tiny_cfg, before) == keys and len(keys) == (3 if training else 7)
     assert tiny_cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0]
-    assert tiny_cfg.MODEL.FCOS.SIZES_OF_INTEREST == [1, 2, 3, 4]
+    sizes = [64, 128, 256, 512] if training else [1, 2, 3, 4]
+    assert tiny_cfg.MODEL.FCOS.SIZES_OF_INTEREST == sizes
 
 
-def test_training_takes_the_facts_alone(tiny_cfg, path):
-    before = tiny_cfg.clone()
-    apply_checkpoint_keys(tiny_cfg, path, training=True)
-    assert changed(tiny_cfg, before) == CARRIED.keys() & set(FACT_KEYS)
-    assert len(changed(tiny_cfg, before)) == 3
-
-
-def test_what_was_set_by_hand_stays(tiny_cfg, path, caplog):
+def test_what_was_set_by_hand_stays(tiny_cfg, path, info_log):
     before = tiny_cfg.clone()
     keep = ["MODEL.FCOS.SCORE", "INPUT.FORMAT", "SOLVER.MAX_ITER"]
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        apply_checkpoint_keys(tiny_cfg, path, training=False, keep=keep)
+    apply_checkpoint_keys(tiny_cfg, path, training=False, keep=keep)
     assert changed(tiny_cfg, before) == CARRIED.keys() - {"MODEL.FCOS.SCORE", "INPUT.FORMAT"}
-    (record,) = caplog.records  # all in one message
+    (record,) = info_log.records  # all in one message
     assert f"MODEL.WEIGHTS {path} was made for:" in record.message
     assert "\n  MODEL.FCOS.LOCATION_OFFSET 0.0 (recipe: 0.5)" in record.message
     assert "\n  MODEL.FCOS.SCORE product (kept, as set by hand: sqrt)" in record.message
     assert record.message.count("\n") == len(CARRIED)
 
 
-def test_equal_keys_are_not_worth_a_word(tiny_cfg, tmp_path, caplog):
+def test_equal_keys_are_not_logged(tiny_cfg, tmp_path, info_log):
     carried = collect_keys(tiny_cfg, FACT_KEYS + ARCHITECTURE_KEYS)
     path = save(tmp_path / "same.pth", cfg=carried)
     before = tiny_cfg.clone()
-    with caplog.at_level(logging.INFO, logger="fcos_d2"):
-        apply_checkpoint_keys(tiny_cfg, path, training=False)
-    assert tiny_cfg == before and not caplog.records
+    apply_checkpoint_keys(tiny_cfg, path, training=False)
+    assert tiny_cfg == before and not info_log.records
 
 
 @pytest.mark.parametrize("content", [{}, {"cfg": "a text, as Caffe2 has it"}])

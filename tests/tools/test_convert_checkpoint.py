@@ -1,6 +1,5 @@
 """The command line of convert_checkpoint."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -8,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models.detection import FCOS
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+import convert_checkpoint
 from fcos_d2.checkpoint import read_info
+
+from ..checkpoint.conftest import torchvision_state
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 
@@ -20,12 +19,9 @@ TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_checkpoint.py"
 @pytest.fixture
 def call(capsys):
     """Run the tool in this process: ``call(*arguments)`` gives status, output and errors."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
 
     def run(*arguments):
-        status = tool.main([str(argument) for argument in arguments])
+        status = convert_checkpoint.main([str(argument) for argument in arguments])
         return status, *capsys.readouterr()
 
     return run
@@ -34,20 +30,11 @@ def call(capsys):
 @pytest.fixture
 def src(tmp_path):
     """A checkpoint of torchvision's FCOS on a ResNet-18, for a background and 3 classes."""
-    with torch.device("meta"):
-        backbone = resnet_fpn_backbone(
-            backbone_name="resnet18",
-            weights=None,
-            norm_layer=torch.nn.BatchNorm2d,
-            returned_layers=[2, 3, 4],
-            extra_blocks=LastLevelP6P7(256, 256),
-        )
-        shapes = {name: x.shape for name, x in FCOS(backbone, num_classes=4).state_dict().items()}
-    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
-    torch.save({"model": state, "epoch": 25}, tmp_path / "a.pth")
+    torch.save({"model": torchvision_state(), "epoch": 25}, tmp_path / "a.pth")
     return tmp_path / "a.pth"
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_command(src, tmp_path):
     command = [sys.executable, "-W", "ignore", str(TOOL), str(src), str(tmp_path / "b.pth")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Detectron2 main's FCOS: where its tensors go, and its options."""
+"""Detectron2's own FCOS: names of its tensors, and its options."""
 
 import importlib.util
 import re
@@ -19,7 +19,7 @@ PARTS = {
 
 
 def translate(name):
-    """Our names for one of theirs; a weight that the levels share has five."""
+    """Return our name for one of theirs."""
     if not name.startswith("head."):
         return name
     _, part, *rest = name.split(".")
@@ -27,7 +27,7 @@ def translate(name):
 
 
 def translate_cycle(name):
-    """The same with batch norms: index 1, 4, ... of a tower has one weight and bias together."""
+    """Return our five names where batch norms (index 1 and 4 of a tower) share weight and bias."""
     shared = re.fullmatch(r"head\.(\w+)_subnet\.(1|4)\.(weight|bias)", name)
     if not shared:
         return translate(name)
@@ -35,53 +35,59 @@ def translate_cycle(name):
     return [f"{HEAD}{tower}.{shared[2]}.{level}.{shared[3]}" for level in range(5)]
 
 
-@pytest.mark.parametrize("kind", ["GN", ""])
-def test_each_tensor_goes_to_its_place(make_state, assert_landed, kind):
-    state = make_state("detectron2", kind=kind)
+# (differences of the state dict from the usual one, some of the keys)
+CASES = {
+    "GroupNorm": ({}, {"MODEL.FCOS.NORM": "GN", "MODEL.FCOS.NUM_CLS_CONVS": 2}),
+    "no norm": ({"kind": ""}, {"MODEL.FCOS.NORM": "", "MODEL.FCOS.NUM_CLS_CONVS": 2}),
+    "batch norms with one weight and bias": ({"kind": "cycle"}, {"MODEL.FCOS.NORM": "BN"}),
+    "P6 from res5, as its shape shows": (
+        {"top": (512, 64)},
+        {"MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "res5"},
+    ),
+    "ResNet-50": (
+        {"depth": 50},
+        {
+            "INPUT.FORMAT": "BGR",
+            "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
+            "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
+            "MODEL.RESNETS.DEPTH": 50,
+            "MODEL.RESNETS.STRIDE_IN_1X1": True,
+            "MODEL.FPN.OUT_CHANNELS": 64,
+            "MODEL.FCOS.LOCATION_OFFSET": 0.5,
+            "MODEL.FCOS.LOCATION_STEP": "stride",
+            "MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5",
+            "MODEL.FCOS.SCORE_THRESH_TEST": 0.2,
+            "MODEL.FCOS.SCORE_THRESH_ON": "score",
+            "MODEL.FCOS.CLIP_BEFORE_NMS": False,
+            "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
+        },
+    ),
+    "ResNeXt of FAIR": (
+        {"depth": 50, "groups": 32},
+        {
+            "MODEL.RESNETS.NUM_GROUPS": 32,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+            "MODEL.RESNETS.STRIDE_IN_1X1": False,
+            "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tensors_and_keys(make_state, assert_landed, name):
+    differences, keys = CASES[name]
+    state = make_state("detectron2", **differences)
     converted = convert(state)
     assert converted.source == "detectron2"
-    assert converted.cfg["MODEL.FCOS.NORM"] == kind
-    assert converted.cfg["MODEL.FCOS.NUM_CLS_CONVS"] == 2
-    assert_landed(converted, state, translate)
+    assert {key: converted.cfg[key] for key in keys} == keys
+    is_cycle = differences.get("kind") == "cycle"
+    assert_landed(converted, state, translate_cycle if is_cycle else translate)
     (note,) = converted.notes
     assert "STRIDE_IN_1X1" in note
 
 
-def test_batch_norms_of_levels_share_weight_and_bias(make_state, assert_landed):
-    state = make_state("detectron2", kind="cycle")
-    converted = convert(state)
-    assert converted.cfg["MODEL.FCOS.NORM"] == "BN"
-    assert_landed(converted, state, translate_cycle)
-
-
-def test_its_options(make_state):
-    cfg = convert(make_state("detectron2", depth=50)).cfg
-    wanted = {
-        "INPUT.FORMAT": "BGR",
-        "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675],
-        "MODEL.PIXEL_STD": [1.0, 1.0, 1.0],
-        "MODEL.RESNETS.DEPTH": 50,
-        "MODEL.RESNETS.STRIDE_IN_1X1": True,
-        "MODEL.FPN.OUT_CHANNELS": 64,
-        "MODEL.FCOS.LOCATION_OFFSET": 0.5,
-        "MODEL.FCOS.LOCATION_STEP": "stride",
-        "MODEL.FCOS.TOP_BLOCK_IN_FEATURE": "p5",
-        "MODEL.FCOS.SCORE_THRESH_TEST": 0.2,
-        "MODEL.FCOS.SCORE_THRESH_ON": "score",
-        "MODEL.FCOS.CLIP_BEFORE_NMS": False,
-        "MODEL.FCOS.NMS_THRESH_TEST": 0.6,
-    }
-    assert {key: cfg[key] for key in wanted} == wanted
-
-
-def test_p6_from_res5_shows_in_its_shape(make_state, assert_landed):
-    state = make_state("detectron2", top=(512, 64))
-    converted = convert(state)
-    assert converted.cfg["MODEL.FCOS.TOP_BLOCK_IN_FEATURE"] == "res5"
-    assert_landed(converted, state, translate)
-
-
-def test_what_older_versions_saved_beside_weights(make_state, assert_landed):
+def test_pixel_statistics_and_anchors_of_older_versions(make_state, assert_landed):
     state = {
         **make_state("detectron2"),
         "pixel_mean": torch.tensor([102.9801, 115.9465, 122.7717]).view(3, 1, 1),
@@ -93,19 +99,6 @@ def test_what_older_versions_saved_beside_weights(make_state, assert_landed):
     assert converted.cfg["MODEL.PIXEL_STD"] == [1.0, 2.0, 3.0]
     no_weight = ("pixel_mean", "pixel_std", "anchor_generator.cell_anchors.0")
     assert_landed(converted, state, lambda name: () if name in no_weight else translate(name))
-
-
-def test_resnext_is_fairs(make_state, assert_landed):
-    state = make_state("detectron2", depth=50, groups=32)
-    converted = convert(state)
-    wanted = {
-        "MODEL.RESNETS.NUM_GROUPS": 32,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-        "MODEL.RESNETS.STRIDE_IN_1X1": False,
-        "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
-    }
-    assert {key: converted.cfg[key] for key in wanted} == wanted
-    assert_landed(converted, state, translate)
 
 
 @pytest.mark.skipif(

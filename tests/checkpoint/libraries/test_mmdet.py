@@ -1,4 +1,4 @@
-"""mmdet's FCOS: where its tensors go, and what the text of its config tells."""
+"""mmdet's FCOS: names of its tensors, and options from the text of its config."""
 
 import re
 
@@ -7,15 +7,9 @@ import torch
 
 from fcos_d2.checkpoint import convert
 
+from ..conftest import translate_resnet
+
 HEAD = "proposal_generator.head."
-RESNET = [
-    (r"backbone\.conv1\.", "stem.conv1."),
-    (r"backbone\.bn1\.", "stem.conv1.norm."),
-    (r"backbone\.layer(\d)\.(\d+)\.conv(\d)\.", r"res\1+1.\2.conv\3."),
-    (r"backbone\.layer(\d)\.(\d+)\.bn(\d)\.", r"res\1+1.\2.conv\3.norm."),
-    (r"backbone\.layer(\d)\.(\d+)\.downsample\.0\.", r"res\1+1.\2.shortcut."),
-    (r"backbone\.layer(\d)\.(\d+)\.downsample\.1\.", r"res\1+1.\2.shortcut.norm."),
-]
 LITERAL = {
     "neck.lateral_convs.0.conv": "backbone.fpn_lateral3",
     "neck.lateral_convs.1.conv": "backbone.fpn_lateral4",
@@ -41,7 +35,7 @@ TOWER_BIASES = [f"{HEAD}{tower}.{k}.bias" for tower in ("cls_tower", "box_tower"
 
 
 def translate(name):
-    """Our names for one of theirs; its batch norm in the head is that of all five levels."""
+    """Return our names for one of theirs; a batch norm of its head is for all five levels."""
     module, _, kind = name.rpartition(".")
     shared = re.fullmatch(r"bbox_head\.(cls|reg)_convs\.(\d)\.bn", module)
     if shared:
@@ -50,43 +44,37 @@ def translate(name):
     if kind == "num_batches_tracked":
         return ()
     if name.startswith("backbone."):
-        (ours,) = (re.sub(f"^{k}", v, name) for k, v in RESNET if re.match(k, name))
-        return "backbone.bottom_up." + re.sub(r"res(\d)\+1", lambda m: f"res{int(m[1]) + 1}", ours)
+        return translate_resnet(name.removeprefix("backbone."))
     return f"{LITERAL.get(module, module.replace('bbox_head.', HEAD))}.{kind}"
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_each_tensor_goes_to_its_place(make_state, assert_landed, depth):
-    """The towers' convolutions have no bias before a norm there: ours are zero."""
-    state = make_state("mmdet", depth=depth)
+@pytest.mark.parametrize(
+    ("differences", "norm", "filled"),
+    [
+        # The towers' convolutions have no bias before a norm there: ours are zero.
+        ({}, "GN", TOWER_BIASES),
+        ({"depth": 50}, "GN", TOWER_BIASES),
+        ({"kind": "bn"}, "BN", TOWER_BIASES),
+        ({"bias": True}, "GN", []),
+        ({"kind": "", "num_convs": 1}, "", []),
+    ],
+)
+def test_tensors(make_state, assert_landed, differences, norm, filled):
+    state = make_state("mmdet", **differences)
     converted = convert({"meta": {}, "state_dict": state})
-    assert converted.source == "mmdet"
-    assert_landed(converted, state, translate, filled=TOWER_BIASES)
-    assert sum(tensor.status == "filled" for tensor in converted.tensors) == 4
+    assert converted.source == "mmdet" and converted.cfg["MODEL.FCOS.NORM"] == norm
+    assert_landed(converted, state, translate, filled=filled)
+    if norm == "GN":
+        assert sum(x.status == "filled" for x in converted.tensors) == len(filled)
 
 
-def test_conv_bias(make_state, assert_landed):
+def test_a_missing_bias_among_others(make_state):
     state = make_state("mmdet", bias=True)
-    assert_landed(convert(state), state, translate)
-    del state["bbox_head.cls_convs.1.conv.bias"]  # the others are there: this one is missing
+    del state["bbox_head.cls_convs.1.conv.bias"]
     with pytest.raises(
         ValueError, match=r"missing, cls_tower \(1\): bbox_head\.cls_convs\.1\.conv"
     ):
         convert(state)
-
-
-def test_a_batch_norm_of_all_levels(make_state, assert_landed):
-    state = make_state("mmdet", kind="bn")
-    converted = convert(state)
-    assert converted.cfg["MODEL.FCOS.NORM"] == "BN"
-    assert_landed(converted, state, translate, filled=TOWER_BIASES)
-
-
-def test_no_norm_in_the_towers(make_state, assert_landed):
-    state = make_state("mmdet", kind="", num_convs=1)
-    converted = convert(state)
-    assert converted.cfg["MODEL.FCOS.NORM"] == ""
-    assert_landed(converted, state, translate)
 
 
 def test_norms_in_the_neck(make_state):

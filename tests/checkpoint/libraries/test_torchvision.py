@@ -1,4 +1,4 @@
-"""torchvision's FCOS: where its tensors go, its options, its classes."""
+"""torchvision's FCOS: names of its tensors, its options and classes."""
 
 import re
 
@@ -14,14 +14,8 @@ from fcos_d2.checkpoint import convert
 from fcos_d2.checkpoint.keys import is_setting
 from fcos_d2.checkpoint.libraries.torchvision import rename
 
-RESNET = [
-    (r"conv1\.", "stem.conv1."),
-    (r"bn1\.", "stem.conv1.norm."),
-    (r"layer(\d)\.(\d+)\.conv(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}."),
-    (r"layer(\d)\.(\d+)\.bn(\d)\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.conv{m[3]}.norm."),
-    (r"layer(\d)\.(\d+)\.downsample\.0\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut."),
-    (r"layer(\d)\.(\d+)\.downsample\.1\.", lambda m: f"res{int(m[1]) + 1}.{m[2]}.shortcut.norm."),
-]
+from ..conftest import translate_resnet
+
 HEAD = "proposal_generator.head."
 OTHERS = [
     (r"backbone\.fpn\.extra_blocks\.", "backbone.top_block."),
@@ -34,13 +28,11 @@ OTHERS = [
 
 
 def translate(name, first_level=3):
-    """Our name for one of theirs, from a table that goes the other way than the package's."""
+    """Return our name for one of theirs, from a table in the other direction."""
     if name.endswith("num_batches_tracked"):
         return ()
     if name.startswith("backbone.body."):
-        inner = name.removeprefix("backbone.body.")
-        (ours,) = (re.sub(f"^{k}", v, inner) for k, v in RESNET if re.match(k, inner))
-        return f"backbone.bottom_up.{ours}"
+        return translate_resnet(name.removeprefix("backbone.body."))
     fpn = re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.(?:0\.)?(\w+)", name)
     if fpn:
         kind = {"inner": "lateral", "layer": "output"}[fpn[1]]
@@ -129,21 +121,19 @@ def test_cocos_91_outputs_become_its_80_classes_in_detectron2s_order(make_state)
     assert converted.num_outputs == 91
 
 
-@pytest.mark.parametrize("names", [["a", "b", "c"], ["__background__", "a", "b", "c"]])
-def test_the_first_slot_is_the_background(make_state, names):
+@pytest.mark.parametrize(
+    ("names", "kept_names", "indices"),
+    [
+        (["a", "b", "c"], ["a", "b", "c"], [1, 2, 3]),  # the first output is the background
+        (["__background__", "a", "b", "c"], ["a", "b", "c"], [1, 2, 3]),
+        (["a", "b", "N/A", "d"], ["a", "b", "d"], [0, 1, 3]),
+        (None, [], [0, 1, 2, 3]),
+    ],
+)
+def test_class_names(make_state, names, kept_names, indices):
     converted = convert(rows(make_state("torchvision", num_classes=4), 4), class_names=names)
-    assert converted.class_names == ["a", "b", "c"]
-    assert_kept(converted, [1, 2, 3])
-
-
-def test_names_for_all_outputs_and_none(make_state):
-    state = rows(make_state("torchvision", num_classes=4), 4)
-    named = convert(state, class_names=["a", "b", "N/A", "d"])
-    assert named.class_names == ["a", "b", "d"]
-    assert_kept(named, [0, 1, 3])
-    unnamed = convert(state)
-    assert unnamed.class_names == []
-    assert_kept(unnamed, [0, 1, 2, 3])
+    assert converted.class_names == kept_names
+    assert_kept(converted, indices)
 
 
 def test_another_number_of_names(make_state):
@@ -152,20 +142,15 @@ def test_another_number_of_names(make_state):
         convert(make_state("torchvision"), class_names=["a", "b"])
 
 
-def test_retinanet_is_not_taken_for_it():
+def test_retinanet_and_another_backbone_are_refused():
     with torch.device("meta"):
-        backbone = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
-        state = RetinaNet(backbone, 4).state_dict()
+        resnet = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+        mobilenet = mobilenet_backbone(backbone_name="mobilenet_v3_small", weights=None, fpn=True)
+        retinanet, fcos = RetinaNet(resnet, 4).state_dict(), FCOS(mobilenet, 4).state_dict()
     with pytest.raises(ValueError, match=r"not recognised.*backbone\.body\.conv1\.weight.*--from"):
-        convert(state)
-
-
-def test_another_backbone_is_refused():
-    with torch.device("meta"):
-        backbone = mobilenet_backbone(backbone_name="mobilenet_v3_small", weights=None, fpn=True)
-        state = FCOS(backbone, 4).state_dict()
+        convert(retinanet)
     with pytest.raises(ValueError, match="its backbone is not a ResNet-18, -34"):
-        convert(state, partial=True)
+        convert(fcos, partial=True)
 
 
 def test_there_is_no_p6_without_p7(make_state):
@@ -176,8 +161,8 @@ def test_there_is_no_p6_without_p7(make_state):
         convert(state)
 
 
-def test_there_and_back_again(make_state):
-    """The names go both ways: torchvision's model takes its own tensors back from ours."""
+def test_names_forward_and_backward(make_state):
+    """torchvision's model gets its own tensors back from ours."""
     state = make_state("torchvision")
     weights = convert(state).weights
     weights = {name: tensor for name, tensor in weights.items() if not is_setting(name)}
