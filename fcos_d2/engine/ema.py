@@ -47,7 +47,7 @@ class ModelEma:
         decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
         pairs = [(x, self._current[key]) for key, x in self._average.items()]
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*floats, strict=True)), 1 - decay)
+        torch._foreach_lerp_([x for x, _ in floats], [x for _, x in floats], 1 - decay)
         for x, current in pairs:
             if not x.is_floating_point():
                 x.copy_(current)

@@ -70,7 +70,9 @@ def _run(main: Callable[[argparse.Namespace], object], args: argparse.Namespace)
             process.join(timeout=60)
 
 
-def _run_under_torchrun(main: Callable[[argparse.Namespace], object], args) -> None:
+def _run_under_torchrun(
+    main: Callable[[argparse.Namespace], object], args: argparse.Namespace
+) -> None:
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if args.num_gpus > 1 or args.num_machines > 1:
         raise ValueError(

@@ -18,6 +18,7 @@ from detectron2.structures import Instances
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image as PILImage
+from torch import nn
 from tqdm import tqdm
 
 from ..checkpoint import FCOSCheckpointer, apply_checkpoint_keys, read_info
@@ -36,6 +37,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 class Predictor(DefaultPredictor):
     """Detectron2's predictor with the class names and the keys of the checkpoint."""
+
+    model: nn.Module
 
     def __init__(
         self, cfg: CfgNode, keep: Collection[str] = (), score_threshold: float | None = None
@@ -180,7 +183,7 @@ def predict_video(predictor: Predictor, path: str, output_dir: Path, threshold: 
         try:
             for frame in tqdm(draw_video(predictor, capture, threshold), total=count, unit="frame"):
                 if writer is None:
-                    size, codec = (frame.shape[1], frame.shape[0]), cv2.VideoWriter_fourcc(*"mp4v")
+                    size, codec = (frame.shape[1], frame.shape[0]), cv2.VideoWriter.fourcc(*"mp4v")
                     writer = cv2.VideoWriter(str(temporary), codec, rate, size)
                 writer.write(frame)
         finally:

@@ -44,8 +44,12 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     if factor != 1 and "SOLVER.MAX_ITER" not in keep:
         for key in _ITERATION_KEYS:
             node, name = cfg[key.split(".")[0]], key.split(".")[1]
-            if key not in keep:
+            if key in keep:
+                continue
+            if isinstance(node[name], int):
                 node[name] = _divide(node[name], factor)
+            else:
+                node[name] = tuple(_divide(count, factor) for count in node[name])
         if "MODEL_EMA.DECAY" not in keep:
             cfg.MODEL_EMA.DECAY **= factor
     if solver.WARMUP_ITERS >= solver.MAX_ITER:
@@ -68,11 +72,9 @@ def scale_to_batch_size(cfg: CfgNode, keep: Collection[str] = ()) -> None:
     solver.REFERENCE_IMS_PER_BATCH = solver.IMS_PER_BATCH
 
 
-def _divide(value: int | tuple[int, ...], factor: float) -> int | tuple[int, ...]:
-    if isinstance(value, (tuple, list)):
-        return tuple(_divide(x, factor) for x in value)
+def _divide(count: int, factor: float) -> int:
     # A period of 0 means never.
-    return max(1, round(value / factor)) if value > 0 else value
+    return max(1, round(count / factor)) if count > 0 else count
 
 
 def _kept(keep: Collection[str]) -> str:

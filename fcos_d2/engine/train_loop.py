@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from detectron2.engine import SimpleTrainer
@@ -83,7 +84,7 @@ class TrainLoop(SimpleTrainer):
 
         losses = self._compute_losses(data)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.grad_scaler.scale(reduce(torch.add, losses.values())).backward()
         self._write_metrics(losses, data_time)
         self._check_gradients(data)
         self.grad_scaler.step(self.optimizer)

@@ -17,6 +17,7 @@ from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..checkpoint import FCOSCheckpointer
 from ..data import DetectionDatasetMapper, class_names, load_records
@@ -208,7 +209,7 @@ class Trainer(ResumableTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         """Build the loader of one of DATASETS.TEST, one image per batch."""
         return build_detection_test_loader(
             load_records(dataset_name, skip_bad_boxes=cfg.DATASETS.SKIP_BAD_BOXES),

@@ -28,8 +28,6 @@ class FCOS(SavedSettings):
     """
 
     saved_settings = ("trained_format",)
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     pixel_mean: Tensor  # (C, 1, 1)
     pixel_std: Tensor  # (C, 1, 1)
