@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from .coco_evaluation import coco_table, json_category_ids
 from .records import check_predictions, is_ignored, predictions_of
 from .results import write_results
-from .tables import format_class_table, format_coco_table, format_voc_table
+from .tables import class_frame, coco_frame, to_text, voc_frame
 from .voc_evaluation import voc_average_precision
 
 logger = logging.getLogger(__name__)
@@ -198,14 +198,8 @@ class DetectionEvaluator(DatasetEvaluator):
         }
 
 
-def _first_repeated(items: Iterable[int | str]) -> int | str | None:
-    """The first item that occurs a second time, or None."""
-    seen: set[int | str] = set()
-    for item in items:
-        if item in seen:
-            return item
-        seen.add(item)
-    return None
+def _first_repeated(image_ids: Iterable[int | str]) -> int | str | None:
+    return next((image_id for image_id, n in Counter(image_ids).items() if n > 1), None)
 
 
 def _log(tables: dict[str, Any]) -> None:
@@ -214,9 +208,9 @@ def _log(tables: dict[str, Any]) -> None:
         *(tables[key] for key in ("dataset", "num_images", "num_ground_truth", "num_ignored")),
         tables["num_predictions"],
     )
-    logger.info("COCO metrics (difficult objects ignored):\n%s", format_coco_table(tables["bbox"]))
-    logger.info("PASCAL VOC metrics:\n%s", format_voc_table(tables["voc"]))
-    logger.info("Per class:\n%s", format_class_table(tables["per_class"]))
+    logger.info("COCO metrics (difficult objects ignored):\n%s", to_text(coco_frame(tables)))
+    logger.info("PASCAL VOC metrics:\n%s", to_text(voc_frame(tables)))
+    logger.info("Per class:\n%s", to_text(class_frame(tables)))
 
 
 def _flatten(tables: dict[str, Any]) -> OrderedDict:

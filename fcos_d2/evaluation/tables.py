@@ -1,14 +1,12 @@
-"""The evaluation's tables as text for the log."""
+"""Tables of an evaluation as data frames, for the log and the report."""
 
-import math
-from collections.abc import Sequence
+from typing import Any
 
-from tabulate import tabulate
+import pandas as pd
 
 from .coco_evaluation import COCO_ROWS
 
-# Columns of the table of classes: keys of ``per_class`` in evaluation.json, and their titles.
-CLASS_COLUMNS = {
+_CLASS_COLUMNS = {
     "name": "class",
     "AP": "AP",
     "AP50": "AP50",
@@ -20,28 +18,26 @@ CLASS_COLUMNS = {
 }
 
 
-def format_coco_table(table: dict[str, float]) -> str:
-    """COCO's twelve rows: metric, IoU, area, detections per image, percent."""
-    rows = [[*row, table[row[0]]] for row in COCO_ROWS]
-    return _format(rows, ["metric", "IoU", "area", "maxDets", "%"])
+def coco_frame(tables: dict[str, Any]) -> pd.DataFrame:
+    """COCO's twelve rows, in percent, from the content of ``evaluation.json``."""
+    rows = [(*row, tables["bbox"][row[0]]) for row in COCO_ROWS]
+    return pd.DataFrame(rows, columns=["metric", "IoU", "area", "maxDets", "%"])
 
 
-def format_voc_table(table: dict[str, float]) -> str:
+def voc_frame(tables: dict[str, Any]) -> pd.DataFrame:
     """PASCAL VOC's two means, in percent."""
-    rows = [
-        ["VOC AP50, 11-point (2007)", table["AP50_11point"]],
-        ["VOC AP50, area (2010)", table["AP50_area"]],
-    ]
-    return _format(rows, ["metric", "%"])
+    names = {"AP50_11point": "VOC AP50, 11-point (2007)", "AP50_area": "VOC AP50, area (2010)"}
+    rows = [(name, tables["voc"][key]) for key, name in names.items()]
+    return pd.DataFrame(rows, columns=["metric", "%"])
 
 
-def format_class_table(rows: Sequence[dict]) -> str:
+def class_frame(tables: dict[str, Any]) -> pd.DataFrame:
     """One row per class: its metrics in percent, and its numbers of objects and predictions."""
-    return _format([[row[key] for key in CLASS_COLUMNS] for row in rows], [*CLASS_COLUMNS.values()])
+    frame = pd.DataFrame(tables["per_class"])[list(_CLASS_COLUMNS)]
+    return frame.rename(columns=_CLASS_COLUMNS)
 
 
-def _format(rows: Sequence[Sequence], headers: Sequence[str]) -> str:
-    shown = [
-        [None if isinstance(x, float) and math.isnan(x) else x for x in cells] for cells in rows
-    ]
-    return tabulate(shown, headers=headers, floatfmt=".2f", missingval="-", tablefmt="pipe")
+def to_text(frame: pd.DataFrame) -> str:
+    """Format a table for the log."""
+    frame = frame.astype(object).where(frame.notna(), None)
+    return frame.to_markdown(index=False, floatfmt=".2f", missingval="-")

@@ -13,7 +13,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -162,7 +161,7 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
     side = len(matrix) * (0.32 if annotated else 0.098)
     with matplotlib.rc_context({**_STYLE, "font.size": 8 if annotated else 5.5}):
         figure, ax = _figure(max(side + 1.7, 4.4), max(side + 1.1, 3.4))
-        image = ax.imshow(shares, cmap=_shades(), vmin=0, vmax=100, interpolation="nearest")
+        image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
         ticks = range(len(matrix))
         ax.set_xticks(ticks, [*map(_short, class_names), "missed"], rotation=90)
         ax.set_yticks(ticks, [*map(_short, class_names), "background"])
@@ -179,14 +178,6 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
         bar.outline.set_visible(False)
         alt = f"Confusion matrix of {len(class_names)} classes and background; see the table."
         return _picture(figure, alt)
-
-
-def _shades() -> ListedColormap:
-    """Viridis starting from white, so that small shares recede in a matrix of 80 classes."""
-    position = np.linspace(0, 1, 256)
-    colors = matplotlib.colormaps["viridis_r"](position)[:, :3]
-    strength = np.minimum(position / 0.3, 1)[:, None] ** 0.6
-    return ListedColormap(strength * colors + 1 - strength)
 
 
 def _annotate(ax: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:

@@ -114,7 +114,10 @@ def _evaluation_section(evaluation: Evaluation) -> Section:
     slug, title = evaluation.slug, f"Results on {evaluation.dataset}"
     if evaluation.proposal_recall is not None:
         return Section(slug, title, missing=evaluation.problems["tables"])
-    part = partial(_evaluation_part, evaluation)
+
+    def part(anchor: str, title: str, compute: Callable[..., dict], *args: Any) -> Section:
+        return _section(f"{slug}-{anchor}", title, compute, evaluation, *args)
+
     parts = [part("ap", "AP", sections.tables)]
     try:
         curves = analysis.precision_recall(*sections.analysis_inputs(evaluation))
@@ -131,12 +134,6 @@ def _evaluation_section(evaluation: Evaluation) -> Section:
         part("images", "Best, typical and worst images", sections.images, score_thresh),
     ]
     return Section(slug, title, parts=parts)
-
-
-def _evaluation_part(
-    evaluation: Evaluation, anchor: str, title: str, compute: Callable[..., dict], *args: Any
-) -> Section:
-    return _section(f"{evaluation.slug}-{anchor}", title, compute, evaluation, *args)
 
 
 def _section(

@@ -10,8 +10,7 @@ import pandas as pd
 from ...data.inspection.assignment import assignment_table, summarize_assignment
 from ...evaluation import analysis
 from ...evaluation.analysis import PrecisionRecall
-from ...evaluation.coco_evaluation import COCO_ROWS
-from ...evaluation.tables import CLASS_COLUMNS
+from ...evaluation.tables import class_frame, coco_frame
 from . import figures
 from .gather import (
     BEST_FILE,
@@ -120,12 +119,7 @@ def training(run: Run) -> dict[str, Any]:
 def tables(evaluation: Evaluation) -> dict[str, Any]:
     """COCO's table and the table of classes."""
     content = _tables_of(evaluation)
-    rows = [(*row, content["bbox"].get(row[0])) for row in COCO_ROWS]
-    classes = pd.DataFrame(content["per_class"])[list(CLASS_COLUMNS)]
-    return {
-        "coco": pd.DataFrame(rows, columns=["metric", "IoU", "area", "maxDets", "%"]),
-        "classes": classes.rename(columns=CLASS_COLUMNS),
-    }
+    return {"coco": coco_frame(content), "classes": class_frame(content)}
 
 
 def analysis_inputs(evaluation: Evaluation) -> tuple[list[dict], list[dict], list[str]]:
@@ -277,8 +271,8 @@ def provenance(run: Run) -> dict[str, Any]:
     """Commands, versions, settings and checkpoints."""
     commands = versions = None
     if run.commands:
-        rows = [(str(x["environment"].get("date", "–")), x["command"]) for x in run.commands]
-        commands = pd.DataFrame(rows, columns=["date", "command"])
+        rows = [(_minute(x["environment"].get("date", "–")), x["command"]) for x in run.commands]
+        commands = pd.DataFrame(rows, columns=["date (UTC)", "command"])
         environment = run.commands[-1]["environment"].items()
         rows = [(k, str(v)) for k, v in environment if k != "date" and v is not None]
         versions = pd.DataFrame(rows, columns=["name", "value"])
@@ -290,3 +284,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "changed": changed_settings(run.settings) if run.settings else None,
         "checkpoints": pd.DataFrame(describe_checkpoints(run.folder)),
     }
+
+
+def _minute(date: str) -> str:
+    return date[:16].replace("T", " ")

@@ -1,4 +1,4 @@
-"""Every analysis against plain Python loops, and each mended error through pycocotools."""
+"""Every analysis against plain Python loops, and every fixed error against pycocotools."""
 
 import math
 import warnings
@@ -22,10 +22,10 @@ from fcos_d2.evaluation.analysis import (
 CLASSES = ["cat", "dog", "fox"]
 
 
-def make_data(seed):
+def make_data(seed, ties=False):
     """25 images of up to 6 objects, a quarter of them ignored, and detections near them or not.
 
-    Scores differ, so that "better" is never a matter of order; boxes stick out of the image.
+    All scores differ, unless there are ``ties``; some boxes extend beyond the image.
     """
     rng = np.random.default_rng(seed)
     records, predictions = [], []
@@ -53,6 +53,7 @@ def make_data(seed):
         image = {"image_id": f"{number}", "height": 200, "width": 200}
         records.append({**image, "annotations": annotations})
     scores = rng.permutation(len(predictions)) / len(predictions)
+    scores = scores.round(2) if ties else scores
     keys = ("image_id", "category_id", "bbox", "score")
     rows = zip(predictions, scores.tolist(), strict=True)
     return records, [dict(zip(keys, (*row, score), strict=True)) for row, score in rows]
@@ -74,23 +75,31 @@ def objects_of(records, image_id):
     return next(x["annotations"] for x in records if x["image_id"] == image_id)
 
 
-def plain_match(records, predictions):
-    """{prediction's number: (object's index or -1, outcome)} at IoU 0.5, best score first."""
+def plain_match(records, predictions, threshold=0.5, details=False):
+    """{prediction's number: (object's index or -1, outcome)}, best score first.
+
+    With ``details`` the values are (index, IoU, outcome).
+    """
+    order = {record["image_id"]: i for i, record in enumerate(records)}
+
+    def rank(n):
+        return -predictions[n]["score"], order[predictions[n]["image_id"]], n
+
     taken, result = set(), {}
-    for n in sorted(range(len(predictions)), key=lambda n: -predictions[n]["score"]):
+    for n in sorted(range(len(predictions)), key=rank):
         found = predictions[n]
-        best, choice = (False, 0.5), (-1, "fp")
+        best, choice = (False, threshold), (-1, 0.0, "fp")
         for i, item in enumerate(objects_of(records, found["image_id"])):
             crowd = bool(item["iscrowd"])
             free = crowd or (found["image_id"], i) not in taken
             iou = plain_iou(found["bbox"], item["bbox"], crowd)
-            if found["category_id"] != item["category_id"] or not free or iou < 0.5:
+            if found["category_id"] != item["category_id"] or not free or iou < threshold:
                 continue
             if (is_real(item), iou) >= best:  # a real object goes before any ignored one
                 best = (is_real(item), iou)
-                choice = (i, "tp" if is_real(item) else "ignored")
+                choice = (i, iou, "tp" if is_real(item) else "ignored")
         taken.add((found["image_id"], choice[0]))
-        result[n] = choice
+        result[n] = choice if details else (choice[0], choice[2])
     return result
 
 
@@ -132,8 +141,8 @@ def plain_missed(records, predictions):
     return {(image, i) for image, i, y in everything if is_real(y) and (image, i) not in reached}
 
 
-def mended(records, predictions, kind):
-    """The data with one kind of error mended in it, to be measured by pycocotools."""
+def fixed(records, predictions, kind):
+    """The data with one kind of error fixed in it, to be measured by pycocotools."""
     matches, errors = plain_match(records, predictions), plain_errors(records, predictions)
     out = {n for n, (_, outcome) in matches.items() if outcome == "fp"}
     found = {(predictions[n]["image_id"], i) for n, (i, _) in matches.items()}
@@ -169,6 +178,18 @@ def without(records, keys):
         }
         for x in records
     ]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.75])
+def test_matching(threshold):
+    records, predictions = make_data(6, ties=True)
+    expected = plain_match(records, predictions, threshold, details=True)
+    table = match_detections(records, predictions, CLASSES, iou_thresh=threshold)
+    assert table["score"].tolist() == [predictions[n]["score"] for n in expected]
+    assert table["truth"].tolist() == [index for index, _, _ in expected.values()]
+    assert table["outcome"].tolist() == [outcome for _, _, outcome in expected.values()]
+    np.testing.assert_allclose(table["iou"], [iou for _, iou, _ in expected.values()], atol=1e-12)
+    assert set(table["outcome"]) == {"tp", "fp", "ignored"}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -207,12 +228,14 @@ def test_errors_by_size(seed):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_mended_error_gains_what_pycocotools_finds(seed):
+def test_fixing_an_error_gains_what_pycocotools_finds(seed):
     """AP50 + dAP is COCO's AP50 of the data in which the error does not exist."""
     records, predictions = make_data(seed)
     result = error_breakdown(records, predictions, CLASSES)
+    table, _ = coco_table(records, predictions, CLASSES)
+    assert result.AP50 == pytest.approx(table["AP50"], abs=1e-9)
     for kind in (*ERROR_TYPES, "false positives", "false negatives"):
-        table, _ = coco_table(*mended(records, predictions, kind), CLASSES)
+        table, _ = coco_table(*fixed(records, predictions, kind), CLASSES)
         assert result.AP50 + result.dap.loc[kind, "dAP"] == pytest.approx(table["AP50"], abs=1e-6)
         assert table["AP50"] > result.AP50
 
@@ -293,6 +316,20 @@ def test_best_threshold_against_loops():
             tried.append((2 * tp / (tp + fp + real), threshold))
         assert (curve.best_f1, curve.best_threshold) == pytest.approx(max(tried))
         assert curve.num_ground_truth == real > 5
+
+
+def test_curves_against_pycocotools():
+    """AP50 per class is the mean of the curve's highest precision at 101 recalls."""
+    records, predictions = make_data(7, ties=True)
+    curves = precision_recall(records, predictions, CLASSES)
+    _, rows = coco_table(records, predictions, CLASSES)
+    for curve, row in zip(curves, rows, strict=True):
+        points = [
+            max(curve.precision[curve.recall >= recall - 1e-9], default=0)
+            for recall in np.linspace(0, 1, 101)
+        ]
+        assert 100 * np.mean(points) == pytest.approx(row["AP50"], abs=1e-9)
+        assert row["AP50"] > 5
 
 
 def one_image(objects, found):
