@@ -76,9 +76,10 @@ def coco_table(
         if json_file is None:
             dataset, coco_ids = records_to_coco(records, class_names)
         else:
-            dataset = _read_json_file(json_file, image_ids, class_names)
+            dataset = _read(json_file, class_names)
+            _check_images(dataset, image_ids, json_file)
             coco_ids = {image_id: image_id for image_id in image_ids}
-        category_ids = sorted(category["id"] for category in dataset["categories"])
+        category_ids = [category["id"] for category in dataset["categories"]]
         # The fields of COCO.loadRes, which fails without predictions and modifies them.
         found = [
             {
@@ -150,15 +151,13 @@ def json_category_ids(json_file: str, class_names: Sequence[str]) -> list[int]:
     Raises:
         ValueError: the categories are not ``class_names`` in that order.
     """
-    return _category_ids(_read(json_file), json_file, class_names)
+    return [category["id"] for category in _read(json_file, class_names)["categories"]]
 
 
-def _read(json_file: str) -> dict:
+def _read(json_file: str, class_names: Sequence[str]) -> dict[str, Any]:
+    """Read a COCO file: categories sorted, ``iscrowd`` and ``area`` added where missing."""
     with PathManager.open(str(json_file), "r") as file:
-        return json.load(file)
-
-
-def _category_ids(dataset: dict, json_file: str, class_names: Sequence[str]) -> list[int]:
+        dataset = json.load(file)
     categories = sorted(dataset["categories"], key=lambda category: category["id"])
     names = [category["name"] for category in categories]
     if names != list(class_names):
@@ -166,24 +165,20 @@ def _category_ids(dataset: dict, json_file: str, class_names: Sequence[str]) -> 
             f"{json_file}: its categories are {names}, but the classes of the data set are "
             f"{list(class_names)}: register the data set with the categories of its json file"
         )
-    return [category["id"] for category in categories]
+    annotations = [
+        {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item}
+        for item in dataset["annotations"]
+    ]
+    return {"images": dataset["images"], "categories": categories, "annotations": annotations}
 
 
-def _read_json_file(json_file: str, image_ids: Sequence[int], class_names: Sequence[str]) -> dict:
-    """Ground truth of a COCO file, with ``iscrowd`` and ``area`` added where they are missing."""
-    dataset = _read(json_file)
-    _category_ids(dataset, json_file, class_names)
+def _check_images(dataset: dict[str, Any], image_ids: Sequence[int], json_file: str) -> None:
     unknown = set(image_ids) - {image["id"] for image in dataset["images"]}
     if unknown:
         raise ValueError(
             f"{json_file}: {len(unknown)} images of the data set are not in it, for example "
             f"image {min(unknown, key=str)!r}"
         )
-    annotations = [
-        {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item}
-        for item in dataset["annotations"]
-    ]
-    return {**dataset, "annotations": annotations}
 
 
 def _index(dataset: dict, annotations: list[dict]) -> COCO:

@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..data.boxes import box_xywh
+from .average_precision import area_ap, eleven_point_ap, precision_recall
 from .records import check_predictions, is_ignored
 
 IOU_THRESHOLD = 0.5
@@ -66,47 +67,6 @@ def _class_ap(detections: Sequence[dict], rows_of_image: dict[int | str, list]) 
         return {"AP50_11point": np.nan, "AP50_area": np.nan}
     curve = precision_recall(*_match(detections, objects), positives)
     return {"AP50_11point": 100 * eleven_point_ap(*curve), "AP50_area": 100 * area_ap(*curve)}
-
-
-def precision_recall(
-    right: np.ndarray, wrong: np.ndarray, positives: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection.
-
-    Args:
-        right: (D,) bool, by descending score.
-        wrong: (D,) bool; a detection may be neither.
-        positives: number of objects.
-
-    Returns:
-        Two arrays (D,).
-    """
-    hits, misses = np.cumsum(right), np.cumsum(wrong)
-    return hits / max(positives, 1), hits / np.maximum(hits + misses, 1)
-
-
-def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC2007's AP: mean over recall 0, 0.1 ... 1 of the best precision at that recall or more.
-
-    Args:
-        recall: (D,) ascending.
-        precision: (D,).
-    """
-    # k / 10 is rounded as hits / positives is: a recall of exactly 0.3 reaches its point, which it
-    # does not with 3 * 0.1.
-    reached = recall[None, :] >= (np.arange(11) / 10)[:, None]  # (11, D)
-    return float(np.where(reached, precision[None, :], 0.0).max(axis=1, initial=0.0).mean())
-
-
-def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """VOC2010's AP: the area under the monotonically decreasing envelope of precision over recall.
-
-    Args:
-        recall: (D,) ascending.
-        precision: (D,).
-    """
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
 def _match(detections: Sequence[dict], objects: _Objects) -> tuple[np.ndarray, np.ndarray]:

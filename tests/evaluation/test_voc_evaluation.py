@@ -6,7 +6,6 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 from detectron2.structures import BoxMode
 
 from fcos_d2.evaluation import voc_average_precision
-from fcos_d2.evaluation.voc_evaluation import area_ap, eleven_point_ap, precision_recall
 
 
 def record(image_id, *objects):
@@ -100,13 +99,6 @@ def test_an_iou_of_one_half_is_enough(width, expected):
     """A box of width w inside one of width 10: IoU w / 10."""
     records = [record("a", (0, 0, 0, 10, 10, 0))]
     assert numbers(records, [found("a", 0, 0, 0, width, 10, 0.9)])[1] == expected
-
-
-def test_a_recall_of_exactly_three_tenths_reaches_its_point():
-    """Three of ten objects, no wrong one: points 0, 0.1, 0.2, 0.3 have precision 1, so 4/11."""
-    recall, precision = precision_recall(np.ones(3, bool), np.zeros(3, bool), positives=10)
-    assert eleven_point_ap(recall, precision) == pytest.approx(4 / 11)
-    assert area_ap(recall, precision) == pytest.approx(0.3)
 
 
 def test_no_predictions_are_zero_and_no_objects_are_nan():

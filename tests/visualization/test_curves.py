@@ -1,13 +1,11 @@
-"""Training curves: what is read from metrics.json, and the picture."""
+"""Training curves."""
 
 import json
-import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fcos_d2.evaluation.results import read_metrics
 from fcos_d2.visualization import plot_training_curves
 from fcos_d2.visualization.curves import smooth
 
@@ -22,47 +20,6 @@ def training(iteration, loss=1.0, **more):
     """A line of training."""
     parts = {"loss_cls": loss / 2, "loss_box": loss / 4, "loss_ctr": loss / 4}
     return {"iteration": iteration, "total_loss": loss, **parts, "lr": 0.01, **more}
-
-
-def test_lines_of_one_iteration_are_merged(tmp_path):
-    path = write_lines(
-        tmp_path / "metrics.json",
-        training(19, 3.0),
-        {"iteration": 19, "bbox/AP": 5.0},
-        training(39, 2.0),
-    )
-    history = read_metrics(path)
-    assert [line["iteration"] for line in history] == [19, 39]
-    assert history[0]["total_loss"] == 3.0 and history[0]["bbox/AP"] == 5.0
-
-
-def test_a_resumed_run_replaces_what_it_repeats(tmp_path):
-    """Stopped after 59, resumed from 30: 39 and 59 of the first attempt are gone."""
-    path = write_lines(
-        tmp_path / "metrics.json",
-        *(training(i, 9.0) for i in (19, 39, 59)),
-        *(training(i, 1.0) for i in (39, 49)),
-    )
-    history = read_metrics(path)
-    assert [(line["iteration"], line["total_loss"]) for line in history] == [
-        (19, 9.0),
-        (39, 1.0),
-        (49, 1.0),
-    ]
-
-
-def test_broken_lines_are_passed_over_with_a_warning(tmp_path, caplog):
-    path = write_lines(
-        tmp_path / "metrics.json",
-        training(19),
-        "\n",
-        '{"iteration": 25, "to' + json.dumps(training(39)) + "\n",  # killed, then resumed
-        training(59),
-        '{"iteration": 79, "total_l',
-    )
-    with caplog.at_level(logging.WARNING, logger="fcos_d2"):
-        assert [line["iteration"] for line in read_metrics(path)] == [19, 59]
-    assert [f"line {n} is" in caplog.text for n in (2, 3, 5)] == [False, True, True]
 
 
 @pytest.mark.parametrize("lines", [(), ({"iteration": 9, "bbox/AP": 1.0},), ("{",)])

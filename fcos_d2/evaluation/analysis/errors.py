@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from ...data.boxes import SIZES, size_of_area
+from ..average_precision import coco_ap, precision_recall
 from .matching import image_pairs, match_detections, tabulate
 
 ERROR_TYPES = ("classification", "localisation", "both", "duplicate", "background", "missed")
-_RECALL = np.linspace(0, 1, 101)
 
 
 class ErrorBreakdown(NamedTuple):
@@ -187,25 +187,12 @@ def _mean_ap(tables: _Tables, fixed: _Fixed) -> float:
     """Mean AP of the classes with objects, in percent; nan without objects."""
     objects = tables.objects
     real = objects.loc[~objects["ignored"], "category_id"].unique()
-    values = [
-        average_precision(fixed.right[fixed.category == k], int(fixed.counts[k])) for k in real
-    ]
+    values = []
+    for k in real:
+        right = fixed.right[fixed.category == k]
+        # A class whose objects are all subtracted has no detection that is right.
+        values.append(coco_ap(*precision_recall(right, ~right, int(fixed.counts[k]))))
     return 100 * float(np.mean(values)) if values else float("nan")
-
-
-def average_precision(right: np.ndarray, count: int) -> float:
-    """COCO's AP: the mean over 101 recalls of the highest precision at that recall or more.
-
-    Args:
-        right: (R,) bool, whether each detection is right, by descending score.
-        count: number of objects; 0 gives 0.
-    """
-    if not count or not right.any():
-        return 0.0
-    found = right.cumsum()
-    precision = np.maximum.accumulate((found / np.arange(1, len(right) + 1))[::-1])[::-1]
-    first = np.searchsorted(found / count, _RECALL, side="left")
-    return float(np.append(precision, 0)[first].mean())
 
 
 def _count_by_class(tables: _Tables, class_names: Sequence[str]) -> pd.DataFrame:

@@ -20,6 +20,8 @@ class PrecisionRecall(NamedTuple):
         best_f1: largest harmonic mean of precision and recall; nan without objects.
         best_threshold: highest score threshold (inclusive) with that F1; nan if no threshold finds
             an object.
+        best_precision: precision at that threshold; nan as ``best_threshold``.
+        best_recall: recall at that threshold; nan as ``best_threshold``.
     """
 
     class_name: str
@@ -29,6 +31,8 @@ class PrecisionRecall(NamedTuple):
     score: np.ndarray
     best_f1: float
     best_threshold: float
+    best_precision: float
+    best_recall: float
 
 
 def precision_recall(
@@ -53,12 +57,13 @@ def precision_recall(
 
 def _curve(name: str, right: np.ndarray, score: np.ndarray, count: int) -> PrecisionRecall:
     found, kept = right.cumsum(), np.arange(1, len(right) + 1)
+    precision = found / kept
     recall = found / count if count else np.full(len(right), np.nan)
-    f1 = 2 * found / (kept + count)
-    # A threshold keeps either all detections of equal score or none of them.
-    last = np.append(score[1:] != score[:-1], True)[: len(score)]
-    f1 = np.where(last, f1, 0)
-    best_f1, threshold = (0.0 if count else np.nan), np.nan
+    best = (0.0 if count else np.nan, np.nan, np.nan, np.nan)
     if count and right.any():
-        best_f1, threshold = float(f1.max()), float(score[f1.argmax()])
-    return PrecisionRecall(name, count, found / kept, recall, score, best_f1, threshold)
+        # A threshold keeps either all detections of equal score or none of them.
+        last = np.append(score[1:] != score[:-1], True)
+        f1 = np.where(last, 2 * found / (kept + count), 0)
+        k = f1.argmax()
+        best = tuple(float(values[k]) for values in (f1, score, precision, recall))
+    return PrecisionRecall(name, count, precision, recall, score, *best)

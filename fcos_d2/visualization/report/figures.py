@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ...evaluation.analysis import Calibration, PrecisionRecall
+from ...evaluation.average_precision import precision_at
 from ..curves import (
     BLACK,
     BLUE,
@@ -69,6 +70,7 @@ class Picture(NamedTuple):
     height: int
 
 
+@matplotlib.rc_context(_STYLE)
 def training_curves(history: Sequence[dict]) -> list[tuple[str, Picture]]:
     """Draw losses, AP, learning rate and matching over iterations, each with its title.
 
@@ -83,29 +85,29 @@ def training_curves(history: Sequence[dict]) -> list[tuple[str, Picture]]:
     )
     last = history[-1]["iteration"]
     pictures = []
-    with matplotlib.rc_context(_STYLE):
-        for title, draw in panels:
-            figure, ax = _figure(4.8, 3.2)
-            draw(ax, history)
-            ax.set_title("", loc="left")  # the page has it as a caption
-            ax.set_xlabel("iteration")
-            pictures.append((title, _picture(figure, f"{title}, up to iteration {last}.")))
+    for title, draw in panels:
+        figure, ax = _figure(4.8, 3.2)
+        draw(ax, history)
+        ax.set_title("", loc="left")  # the page has it as a caption
+        ax.set_xlabel("iteration")
+        pictures.append((title, _picture(figure, f"{title}, up to iteration {last}.")))
     return pictures
 
 
+@matplotlib.rc_context(_STYLE)
 def mean_precision_recall(curves: Sequence[PrecisionRecall]) -> Picture:
     """Draw the curves of the classes with objects (grey) and their mean."""
     measured = [curve for curve in curves if curve.num_ground_truth]
-    levels = np.array([precision_at(curve, _RECALLS) for curve in measured]).reshape(-1, 101)
-    with matplotlib.rc_context(_STYLE):
-        figure, ax = _figure(4.8, 3.4)
-        ax.plot(_RECALLS, levels.T, color="#9aa5ae", linewidth=0.7, alpha=0.7)
-        if len(levels):
-            ax.plot(_RECALLS, levels.mean(0), color=BLUE, linewidth=2.5, label="mean of classes")
-            ax.legend(frameon=False, loc="lower left")
-        _unit_axes(ax, "recall", "precision")
-        alt = f"Precision over recall of {len(measured)} classes and their mean."
-        return _picture(figure, alt)
+    levels = np.array([precision_at(x.recall, x.precision, _RECALLS) for x in measured])
+    levels = levels.reshape(-1, 101)
+    figure, ax = _figure(4.8, 3.4)
+    ax.plot(_RECALLS, levels.T, color="#9aa5ae", linewidth=0.7, alpha=0.7)
+    if len(levels):
+        ax.plot(_RECALLS, levels.mean(0), color=BLUE, linewidth=2.5, label="mean of classes")
+        ax.legend(frameon=False, loc="lower left")
+    _unit_axes(ax, "recall", "precision")
+    alt = f"Precision over recall of {len(measured)} classes and their mean."
+    return _picture(figure, alt)
 
 
 def precision_recall(curve: PrecisionRecall) -> Picture:
@@ -115,13 +117,15 @@ def precision_recall(curve: PrecisionRecall) -> Picture:
         figure = Figure(figsize=(1.9, 1.5), facecolor="white")
         ax = figure.add_axes((0.13, 0.13, 0.83, 0.84))
         if curve.num_ground_truth:
-            precision = precision_at(curve, _RECALLS)
+            precision = precision_at(curve.recall, curve.precision, _RECALLS)
             ax.fill_between(_RECALLS, precision, color=BLUE, alpha=0.15, linewidth=0)
             ax.plot(_RECALLS, precision, color=BLUE, linewidth=1.4)
-            at = at_threshold(curve)
-            ax.plot(at[1], at[0], "o", color=VERMILLION, markersize=4)
-            words = f"best F1 {curve.best_f1:.2f} at precision {at[0]:.2f} and recall {at[1]:.2f}"
-            words = "no object found" if np.isnan(at[0]) else words
+            ax.plot(curve.best_recall, curve.best_precision, "o", color=VERMILLION, markersize=4)
+            words = (
+                f"best F1 {curve.best_f1:.2f} at precision {curve.best_precision:.2f} and recall "
+                f"{curve.best_recall:.2f}"
+            )
+            words = "no object found" if np.isnan(curve.best_recall) else words
         else:
             words = "no objects"
             ax.text(0.5, 0.5, words, ha="center", va="center", color=GREY)
@@ -129,23 +133,6 @@ def precision_recall(curve: PrecisionRecall) -> Picture:
         ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
         ax.set_yticks([0, 0.5, 1], ["0", ".5", "1"])
         return _picture(figure, f"Precision over recall of {curve.class_name}: {words}.")
-
-
-def precision_at(curve: PrecisionRecall, recalls: np.ndarray) -> np.ndarray:
-    """Return the highest precision at each recall or more; 0 beyond the last."""
-    if not len(curve.recall):
-        return np.zeros(len(recalls))
-    best = np.maximum.accumulate(curve.precision[::-1])[::-1]
-    first = np.searchsorted(curve.recall, recalls - 1e-9)
-    return np.where(first < len(best), best[np.minimum(first, len(best) - 1)], 0.0)
-
-
-def at_threshold(curve: PrecisionRecall) -> tuple[float, float]:
-    """Return precision and recall at the threshold of the best F1."""
-    count = int(np.sum(curve.score >= curve.best_threshold))  # 0 for nan
-    if not count:
-        return float("nan"), float("nan")
-    return float(curve.precision[count - 1]), float(curve.recall[count - 1])
 
 
 def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> Picture:
@@ -188,6 +175,7 @@ def _annotate(ax: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
         ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color=color)
 
 
+@matplotlib.rc_context(_STYLE)
 def errors(dap: pd.DataFrame) -> Picture:
     """Draw the AP50 gained by fixing each type of error, as bars.
 
@@ -196,44 +184,44 @@ def errors(dap: pd.DataFrame) -> Picture:
     """
     values = dap["dAP"].to_numpy(dtype=float)
     colors = [ERROR_COLORS.get(name, "#9aa5ae") for name in dap.index]
-    with matplotlib.rc_context(_STYLE):
-        figure, ax = _figure(4.8, 0.34 * len(values) + 0.6)
-        bars = ax.barh(range(len(values)), values, color=colors, height=0.7)
-        ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=BLACK)
-        ax.set_yticks(range(len(values)), dap.index)
-        ax.invert_yaxis()
-        ax.set_xlabel("AP50, percentage points")
-        ax.set_xlim(0, 1.15 * max(float(np.nanmax(values)), 1.0))
-        ax.grid(axis="x")
-        ax.tick_params(axis="y", length=0, labelcolor=BLACK)
-        words = ", ".join(f"{n} {v:.1f}" for n, v in zip(dap.index, values, strict=True))
-        return _picture(figure, f"AP50 lost to each type of error, percentage points: {words}.")
+    figure, ax = _figure(4.8, 0.34 * len(values) + 0.6)
+    bars = ax.barh(range(len(values)), values, color=colors, height=0.7)
+    ax.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, color=BLACK)
+    ax.set_yticks(range(len(values)), dap.index)
+    ax.invert_yaxis()
+    ax.set_xlabel("AP50, percentage points")
+    ax.set_xlim(0, 1.15 * max(float(np.nanmax(values)), 1.0))
+    ax.grid(axis="x")
+    ax.tick_params(axis="y", length=0, labelcolor=BLACK)
+    words = ", ".join(f"{n} {v:.1f}" for n, v in zip(dap.index, values, strict=True))
+    return _picture(figure, f"AP50 lost to each type of error, percentage points: {words}.")
 
 
+@matplotlib.rc_context(_STYLE)
 def reliability(calibration: Calibration) -> Picture:
     """Draw precision over score, and the number of predictions per bin (logarithmic)."""
     table = calibration.table
     centers = (table["low"] + table["high"]).to_numpy(dtype=float) / 2
     widths = (table["high"] - table["low"]).to_numpy(dtype=float)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.8, 4.2), layout="constrained", facecolor="white")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
-        upper.bar(centers, table["precision"], 0.92 * widths, color=SKY, label="precision")
-        mean = (table["mean_score"], table["precision"])
-        upper.plot(*mean, "o", color=VERMILLION, markersize=4, label="at mean score of bin")
-        upper.legend(frameon=False, loc="upper left", fontsize=8)
-        _unit_axes(upper, "", "precision")
-        lower.bar(centers, table["count"], 0.92 * widths, color=GREY)
-        lower.set_yscale("symlog", linthresh=1)
-        lower.set_ylim(bottom=0)
-        lower.set_xlabel("score")
-        lower.set_ylabel("predictions")
-        lower.grid(axis="y")
-        alt = f"Reliability diagram; expected calibration error {calibration.ece:.3f}."
-        return _picture(figure, alt)
+    figure = Figure(figsize=(4.8, 4.2), layout="constrained", facecolor="white")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="calibrated")
+    upper.bar(centers, table["precision"], 0.92 * widths, color=SKY, label="precision")
+    mean = (table["mean_score"], table["precision"])
+    upper.plot(*mean, "o", color=VERMILLION, markersize=4, label="at mean score of bin")
+    upper.legend(frameon=False, loc="upper left", fontsize=8)
+    _unit_axes(upper, "", "precision")
+    lower.bar(centers, table["count"], 0.92 * widths, color=GREY)
+    lower.set_yscale("symlog", linthresh=1)
+    lower.set_ylim(bottom=0)
+    lower.set_xlabel("score")
+    lower.set_ylabel("predictions")
+    lower.grid(axis="y")
+    alt = f"Reliability diagram; expected calibration error {calibration.ece:.3f}."
+    return _picture(figure, alt)
 
 
+@matplotlib.rc_context(_STYLE)
 def positives_per_object(objects: pd.DataFrame) -> Picture:
     """Draw the distribution of positive locations per object, stacked by size.
 
@@ -243,22 +231,21 @@ def positives_per_object(objects: pd.DataFrame) -> Picture:
     largest = max(int(objects["positives"].max()) if len(objects) else 0, 1)
     edges = [0, 1, *(2**k for k in range(1, largest.bit_length() + 1))]
     labels = [str(a) if b == a + 1 else f"{a}–{b - 1}" for a, b in pairwise(edges)]
-    with matplotlib.rc_context(_STYLE):
-        figure, ax = _figure(4.8, 2.6)
-        bottom = np.zeros(len(labels))
-        sizes = (("small", VERMILLION), ("medium", ORANGE), ("large", BLUE))
-        for size, color in sizes:
-            positives = objects.loc[objects["size"] == size, "positives"]
-            counts = np.histogram(positives, bins=edges[:-1] + [np.inf])[0]
-            ax.bar(labels, counts, bottom=bottom, color=color, width=0.8, label=size)
-            bottom += counts
-        ax.set_xlabel("positive locations per object")
-        ax.set_ylabel("objects")
-        ax.grid(axis="y")
-        ax.legend(frameon=False)
-        none = int((objects["positives"] == 0).sum())
-        alt = f"Objects by their number of positive locations; {none} of {len(objects)} have none."
-        return _picture(figure, alt)
+    figure, ax = _figure(4.8, 2.6)
+    bottom = np.zeros(len(labels))
+    sizes = (("small", VERMILLION), ("medium", ORANGE), ("large", BLUE))
+    for size, color in sizes:
+        positives = objects.loc[objects["size"] == size, "positives"]
+        counts = np.histogram(positives, bins=edges[:-1] + [np.inf])[0]
+        ax.bar(labels, counts, bottom=bottom, color=color, width=0.8, label=size)
+        bottom += counts
+    ax.set_xlabel("positive locations per object")
+    ax.set_ylabel("objects")
+    ax.grid(axis="y")
+    ax.legend(frameon=False)
+    none = int((objects["positives"] == 0).sum())
+    alt = f"Objects by their number of positive locations; {none} of {len(objects)} have none."
+    return _picture(figure, alt)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -217,8 +217,7 @@ def calibration(evaluation: Evaluation, curves: Sequence[PrecisionRecall]) -> di
     bins.insert(0, "score", [f"{row.low:.1f}–{row.high:.1f}" for row in bins.itertuples()])
     bins = bins.drop(columns=["low", "high"])
     rows = [
-        (curve.class_name, curve.best_threshold, curve.best_f1, *figures.at_threshold(curve))
-        for curve in curves
+        (x.class_name, x.best_threshold, x.best_f1, x.best_precision, x.best_recall) for x in curves
     ]
     columns = ["class", "threshold", "F1", "precision", "recall"]
     return {

@@ -14,7 +14,6 @@ from fcos_d2.evaluation.analysis import (
     precision_recall,
     rank_images,
 )
-from fcos_d2.evaluation.analysis.errors import average_precision
 
 CLASSES = ["cat", "dog", "fox"]
 
@@ -100,8 +99,9 @@ def test_a_curve_by_hand():
     assert cat.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
     assert cat.recall.tolist() == [0.5, 0.5, 1]
     assert (cat.best_f1, cat.best_threshold) == (pytest.approx(0.8), 0.7)
+    assert (cat.best_precision, cat.best_recall) == (pytest.approx(2 / 3), 1)
     assert dog.num_ground_truth == 0 and len(dog.score) == 0
-    assert np.isnan(dog.best_f1) and np.isnan(dog.best_threshold)
+    assert np.isnan([dog.best_f1, dog.best_threshold, dog.best_precision, dog.best_recall]).all()
 
 
 def test_a_threshold_keeps_equal_scores_together():
@@ -109,6 +109,7 @@ def test_a_threshold_keeps_equal_scores_together():
     found = [make_prediction("a", 0, box, 0.9) for box in (BOX, OTHER)]
     cat = precision_recall([make_record("a", [(0, BOX)])], found, CLASSES)[0]
     assert (cat.best_f1, cat.best_threshold) == (pytest.approx(2 / 3), 0.9)
+    assert (cat.best_precision, cat.best_recall) == (0.5, 1)
 
 
 def test_confusion_by_hand():
@@ -280,9 +281,3 @@ def test_no_errors_at_all():
 def test_bad_thresholds():
     with pytest.raises(ValueError, match="background_iou 0.6 and foreground_iou 0.5"):
         error_breakdown([], [], CLASSES, background_iou=0.6)
-
-
-def test_average_precision_by_hand():
-    """Right, wrong, right of 2: precision 1 up to recall 0.5, then 2 / 3."""
-    value = average_precision(np.array([True, False, True]), 2)
-    assert value == pytest.approx((51 + 50 * 2 / 3) / 101)

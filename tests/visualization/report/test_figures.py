@@ -17,15 +17,13 @@ from fcos_d2.visualization.report.photos import choose_images
 NAN = float("nan")
 
 
-def curve(outcomes, num_ground_truth, scores=None):
-    """A class's curve from the outcomes of its predictions, the best score first."""
-    right = np.cumsum(outcomes)
-    count = np.arange(1, len(outcomes) + 1)
-    scores = np.linspace(0.9, 0.1, len(outcomes)) if scores is None else np.array(scores)
-    f1 = 2 * right / (count + num_ground_truth) if num_ground_truth else np.array([])
-    best = (f1.max(), scores[f1.argmax()]) if len(f1) else (NAN, NAN)
-    recall = right / max(num_ground_truth, 1)
-    return PrecisionRecall("a", num_ground_truth, right / count, recall, scores, *best)
+def curve(outcomes, num_ground_truth):
+    """A curve from the outcomes of a class's predictions, by descending score."""
+    precision = np.cumsum(outcomes) / np.arange(1, len(outcomes) + 1)
+    recall = np.cumsum(outcomes) / max(num_ground_truth, 1)
+    scores = np.linspace(0.9, 0.1, len(outcomes))
+    best = (0.5, 0.9, precision[0], recall[0]) if num_ground_truth and len(outcomes) else [NAN] * 4
+    return PrecisionRecall("a", num_ground_truth, precision, recall, scores, *best)
 
 
 def opened(picture):
@@ -37,30 +35,6 @@ def opened(picture):
         picture.width, 0.01
     )
     return root
-
-
-def test_precision_at_recall():
-    """Right, wrong, right, of 3 objects: precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3.
-
-    The best precision at a recall of at least 0 and 1/3 is 1, at 0.5 and 2/3 it is 2/3, and no
-    prediction reaches 0.7.
-    """
-    levels = figures.precision_at(curve([1, 0, 1], 3), np.array([0, 1 / 3, 0.5, 2 / 3, 0.7, 1]))
-    assert levels == pytest.approx([1, 1, 2 / 3, 2 / 3, 0, 0])
-    assert figures.precision_at(curve([], 3), np.array([0.0, 1.0])).tolist() == [0, 0]
-
-
-def test_precision_and_recall_at_the_best_threshold():
-    """F1 of right, wrong, right of 3 objects: 2/4, 2/5, 4/6. All tied predictions count.
-
-    With scores .9, .5, .5 the threshold is .5, and so it is the third's point that is marked.
-    """
-    assert figures.at_threshold(curve([1, 0, 1], 3)) == pytest.approx((2 / 3, 2 / 3))
-    assert figures.at_threshold(curve([1, 0, 1], 3, [0.9, 0.5, 0.5])) == pytest.approx(
-        (2 / 3, 2 / 3)
-    )
-    assert np.isnan(figures.at_threshold(curve([], 3))).all()
-    assert np.isnan(figures.at_threshold(curve([0, 0], 0))).all()
 
 
 @pytest.mark.parametrize("num_classes", [1, 80])
