@@ -69,8 +69,9 @@ def _check_annotation(annotation: dict, record: dict, class_names: list[str]) ->
         raise ObjectError("bad object", message)
     try:
         box = box_xyxy(annotation)
+        reason = box_problem(box, record["width"], record["height"])
     except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
         message = f": bbox {annotation['bbox']!r} is not in its bbox_mode ({error})"
         raise ObjectError("bad object", message) from error
-    if reason := box_problem(box, record["width"], record["height"]):
+    if reason:
         raise ObjectError("bad box", f" ({class_names[category]}): box {box} {reason}")

@@ -3,7 +3,6 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES, register_pascal_voc
-from detectron2.structures import BoxMode
 
 from fcos_d2.data import DataError, class_names, load_records, register_source
 
@@ -141,31 +140,3 @@ def test_unknown_name_lists_the_forms(name):
 def test_misspelt_shapes(name):
     with pytest.raises(DataError, match="shapes:SPLIT:COUNT"):
         register_source(name)
-
-
-def one_record(tmp_path, category):
-    image = tmp_path / "a.jpg"
-    image.touch()
-    box = {"bbox": [1, 1, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": category}
-    return [{"file_name": str(image), "width": 60, "height": 40, "annotations": [box]}]
-
-
-def test_own_registration_is_used_and_checked(tmp_path):
-    name = f"{tmp_path}_own"
-    DatasetCatalog.register(name, lambda: one_record(tmp_path, category=1))
-    with pytest.raises(DataError, match="has no class names: set MetadataCatalog"):
-        register_source(name)
-    MetadataCatalog.get(name).thing_classes = ["car"]
-    assert register_source(name).thing_classes == ["car"]
-    with pytest.raises(DataError, match=r"a\.jpg: object 1: category id 1, but the 1 classes"):
-        load_records(name)
-
-
-def test_own_record_without_a_size(tmp_path):
-    (record,) = one_record(tmp_path, category=0)
-    del record["height"]
-    name = f"{tmp_path}_own"
-    DatasetCatalog.register(name, lambda: [record])
-    MetadataCatalog.get(name).thing_classes = ["car"]
-    with pytest.raises(DataError, match="_own: record 0 has no 'height'"):
-        load_records(name)

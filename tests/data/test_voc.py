@@ -91,35 +91,26 @@ def test_namespace_is_ignored(voc):
 # Splits
 
 
-def test_split_lists_the_images_in_its_order(voc):
-    for name in ("a", "b", "c"):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a -1\nb  1\nmy image  0\n", ["a", "b", "my image"]),  # the devkit's lists of one class
+        ("my image\nshot 1\n", ["my image", "shot 1"]),
+        ("\ufeffa\r\nb\r\n", ["a", "b"]),  # written by a Windows editor
+        ("b\n\n  a  \n", ["b", "a"]),
+    ],
+)
+def test_forms_of_a_split(voc, text, expected):
+    for name in ("a", "b", "my image", "shot 1"):
         voc.add(name)
-    voc.add_split("train", "c\n\n  a  \n")
-    assert [record["image_id"] for record in read(voc, "train")] == ["c", "a"]
-    assert [record["image_id"] for record in read(voc)] == ["a", "b", "c"]
+    voc.add_split("train", "").write_bytes(text.encode())
+    assert [record["image_id"] for record in read(voc, "train")] == expected
 
 
-def test_second_column_of_a_split_is_ignored(voc):
-    """The devkit's lists of one class: "000012 -1", "000017  1"."""
-    for name in ("a", "b", "c"):
+def test_without_a_split(voc):
+    for name in ("b", "a"):
         voc.add(name)
-    voc.add_split("car_train", "a -1\nb  1\nc  0\n")
-    assert [record["image_id"] for record in read(voc, "car_train")] == ["a", "b", "c"]
-
-
-def test_names_with_blanks(voc):
-    voc.add("my image")
-    voc.add("shot 1")
-    voc.add_split("train", "my image\nshot 1\n")
-    assert [record["image_id"] for record in read(voc, "train")] == ["my image", "shot 1"]
-
-
-def test_windows_line_ends_and_bom(voc):
-    voc.add("a")
-    voc.add("b")
-    path = voc.add_split("train", "")
-    path.write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")
-    assert [record["image_id"] for record in read(voc, "train")] == ["a", "b"]
+    assert [record["image_id"] for record in read(voc)] == ["a", "b"]
 
 
 def test_missing_split_says_which_are_there(voc):
@@ -129,16 +120,11 @@ def test_missing_split_says_which_are_there(voc):
     assert_fails(voc, "train.txt is missing", "Available splits: val.", split="train")
 
 
-def test_empty_split(voc):
+def test_empty_split_and_repeated_image(voc):
     voc.add("a")
     assert_fails(voc, voc.add_split("train", "\n \n"), "is empty", split="train")
-
-
-def test_split_that_repeats_an_image(voc):
-    voc.add("a")
-    voc.add("b")
-    path = voc.add_split("train", "a\nb\na\n")
-    assert_fails(voc, f"{path}:3: lists a again, after line 1", split="train")
+    path = voc.add_split("train", "a\na\n")
+    assert_fails(voc, f"{path}:2: lists a again, after line 1", split="train")
 
 
 def test_no_voc_folder(voc, tmp_path):
@@ -150,18 +136,17 @@ def test_no_voc_folder(voc, tmp_path):
 # Images
 
 
-@pytest.mark.parametrize("file_name", ["a.JPG", "a.jpeg", "a.png", "a.PNG"])
-def test_image_of_another_suffix(voc, file_name):
+@pytest.mark.parametrize(
+    ("file_name", "filename"),
+    [
+        *((x, "a.jpg") for x in ("a.JPG", "a.jpeg", "a.png", "a.PNG")),  # of another suffix
+        *(("b.png", x) for x in (r"C:\data\my images\b.png", "/home/me/b.png", "b.png")),
+    ],
+)
+def test_image_found_by_its_name_or_filename(voc, file_name, filename):
     voc.add_image(file_name)
-    voc.add_xml("a")  # <filename> says a.jpg
-    assert read_one(voc)["file_name"].endswith(f"JPEGImages/{file_name}")
-
-
-@pytest.mark.parametrize("filename", [r"C:\data\my images\b.png", "/home/me/b.png", "b.png"])
-def test_image_found_through_filename(voc, filename):
-    voc.add_image("b.png")
     voc.add_xml("a", filename=filename)
-    assert read_one(voc)["file_name"].endswith("JPEGImages/b.png")
+    assert read_one(voc)["file_name"].endswith(f"JPEGImages/{file_name}")
 
 
 def test_filename_settles_which_of_two_suffixes(voc):
@@ -196,15 +181,13 @@ def test_missing_size_is_taken_from_the_image(voc, size):
     assert (record["width"], record["height"]) == (60, 40)
 
 
-@pytest.mark.parametrize("size", [(60, 41), (30, 20), (40, 60), ("nan", 40)])
+@pytest.mark.parametrize("size", [(60, 41), (30, 20), (40, 60), ("nan", 40), ("wide", 40)])
 def test_size_that_contradicts_the_image(voc, size):
     voc.add("a", size=size)
-    assert_fails(voc, voc.xml("a"), voc.image("a"), "has 60x40", "delete")
-
-
-def test_size_that_is_no_number(voc):
-    voc.add("a", size=("wide", 40))
-    assert_fails(voc, voc.xml("a"), "<size>", "wide")
+    said = (
+        ["not numbers"] if "wide" in size else [f"{voc.image('a')} has 60x40", "delete its <size>"]
+    )
+    assert_fails(voc, f"{voc.xml('a')}: <size>", *said)
 
 
 @pytest.mark.parametrize("orientation", [None, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
@@ -216,12 +199,6 @@ def test_size_follows_the_rotation_that_detectron2_applies(voc, orientation):
 
 
 # Annotations and objects
-
-
-def test_missing_xml(voc):
-    voc.add_image("a.jpg")
-    voc.add_split("train", "a\n")
-    assert_fails(voc, voc.xml("a"), "missing: every listed image", split="train")
 
 
 @pytest.mark.parametrize(
@@ -240,45 +217,12 @@ def test_broken_xml(voc, content):
     assert_fails(voc, voc.xml("a"), "broken XML")
 
 
-def test_another_xml(voc):
+def test_another_xml_and_a_missing_one(voc):
     voc.add("a")
     voc.xml("a").write_text("<annotations><image/></annotations>")
     assert_fails(voc, voc.xml("a"), "its root is <annotations>")
-
-
-def test_unknown_class(voc):
-    voc.add("a", [("car", "1 1 9 9"), ("cat", "1 1 9 9")])
-    assert_fails(voc, f"{voc.xml('a')}: object 2 (cat)", "car, traffic light", "classes.txt")
-
-
-def test_object_without_name(voc):
-    voc.add("a", [("", "1 1 9 9")])
-    assert_fails(voc, f"{voc.xml('a')}: object 1 (no name)")
-
-
-@pytest.mark.parametrize(
-    ("corners", "said"),
-    [
-        ("1 two 9 9", "<ymin> is 'two'"),
-        ("1 2,5 9 9", "<ymin> is '2,5'"),
-        ("1 1 9", "<ymax> is 'missing'"),
-    ],
-)
-def test_coordinates_that_are_no_numbers(voc, corners, said):
-    voc.add("a", [("car", "1 1 9 9"), ("car", corners)])
-    assert_fails(voc, f"{voc.xml('a')}: object 2 (car)", said, "not a number")
-
-
-def test_object_without_box(voc):
-    voc.add("a", [("car", "1 1 9 9")])
-    text = voc.xml("a").read_text()
-    voc.xml("a").write_text(re.sub("<bndbox>.*</bndbox>", "", text))
-    assert_fails(voc, f"{voc.xml('a')}: object 1 (car)", "no <bndbox>")
-
-
-def test_difficult_that_is_neither_0_nor_1(voc):
-    voc.add("a", [("car", "1 1 9 9", "yes")])
-    assert_fails(voc, f"{voc.xml('a')}: object 1 (car)", "<difficult> is 'yes'")
+    voc.add_split("train", "b\n")
+    assert_fails(voc, voc.xml("b"), "missing: every listed image", split="train")
 
 
 BAD_BOXES = {
@@ -291,27 +235,48 @@ BAD_BOXES = {
     "nan 1 9 9": "has a coordinate that is not finite",
     "1 1 inf 9": "has a coordinate that is not finite",
 }
+BOX = "1 1 9 9"
 
 
-@pytest.mark.parametrize("corners", BAD_BOXES)
-def test_bad_box(voc, corners):
-    voc.add("a", [("car", "1 1 9 9"), ("car", corners)])
-    shown = "xmin {}, ymin {}, xmax {}, ymax {}".format(*corners.split())
-    assert_fails(voc, f"{voc.xml('a')}: object 2 (car): box {shown} {BAD_BOXES[corners]}")
+@pytest.mark.parametrize(
+    ("thing", "said"),
+    [
+        (("cat", BOX), "(cat): unknown class; the classes are car, traffic light. Correct"),
+        (("", BOX), "(no name): unknown class"),
+        (("car", "1 two 9 9"), "(car): <ymin> is 'two', not a number"),
+        (("car", "1 2,5 9 9"), "(car): <ymin> is '2,5', not a number"),
+        (("car", "1 1 9"), "(car): <ymax> is 'missing', not a number"),
+        (("car", BOX, "yes"), "(car): <difficult> is 'yes'"),
+        *(
+            (("car", x), "(car): box xmin {}, ymin {}, xmax {}, ymax {} ".format(*x.split()) + why)
+            for x, why in BAD_BOXES.items()
+        ),
+    ],
+)
+def test_object_with_a_fault(voc, thing, said):
+    voc.add("a", [("car", BOX), thing])
+    assert_fails(voc, f"{voc.xml('a')}: object 2 {said}")
 
 
-def test_bad_boxes_of_all_images_are_reported_together(voc):
+def test_object_without_box(voc):
+    voc.add("a", [("car", BOX)])
+    text = voc.xml("a").read_text()
+    voc.xml("a").write_text(re.sub("<bndbox>.*</bndbox>", "", text))
+    assert_fails(voc, f"{voc.xml('a')}: object 1 (car)", "no <bndbox>")
+
+
+def test_bad_boxes_are_reported_together_or_skipped(voc, caplog):
+    objects = [("car", corners) for corners in [BOX, *BAD_BOXES]]
     for name in ("a", "b"):
-        voc.add(name, [("car", "30 1 2 9")])
-    assert_fails(voc, "2 errors in", voc.xml("a"), voc.xml("b"), "DATASETS.SKIP_BAD_BOXES")
-
-
-def test_bad_boxes_can_be_skipped(voc, caplog):
-    voc.add("a", [("car", corners) for corners in ["1 1 9 9", *BAD_BOXES]])
+        voc.add(name, objects)
+    count = 2 * len(BAD_BOXES)
+    assert_fails(voc, f"{count} errors in", voc.xml("a"), voc.xml("b"), "DATASETS.SKIP_BAD_BOXES")
     with caplog.at_level(logging.WARNING):
-        record = read_one(voc, skip_bad_boxes=True)
-    assert [x["bbox"] for x in record["annotations"]] == [[0, 0, 9, 9]]
-    assert f"skipped {len(BAD_BOXES)} bad box(es)" in caplog.text
+        records = read(voc, skip_bad_boxes=True)
+    assert [[x["bbox"] for x in record["annotations"]] for record in records] == [
+        [[0, 0, 9, 9]]
+    ] * 2
+    assert f"skipped {count} bad box(es)" in caplog.text
 
 
 # Class names

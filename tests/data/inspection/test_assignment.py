@@ -1,4 +1,4 @@
-"""The assignment report: hand-computed boxes, plain loops, and the loader and the model itself."""
+"""Assignment: hand-computed boxes, plain loops, and the loader and the model itself."""
 
 import math
 
@@ -213,18 +213,6 @@ def test_equals_plain_loops(cfg, radius):
     assert table.ambiguous == shared > 0
     assert table.levels["positives"].tolist() == levels
     assert table.num_locations == sum(levels)
-
-
-def test_many_boxes_of_one_image(cfg):
-    """More than are tested at a time: 300 boxes of 16x16 on a grid of 8 share all locations."""
-    boxes = [(x, y, x + 16, y + 16) for y in range(0, 120, 8) for x in range(0, 160, 8)]
-    record = make_record(*boxes, size=(176, 136))
-    table = assignment_table([record], cfg)
-    assert len(table.objects) == 300
-    # Locations at 4, 12, ...: two in each axis are inside each box.
-    assert table.objects["candidates"].tolist() == [4] * 300
-    # All of the 21 x 16 locations but the four in the corners are inside more than one box.
-    assert (table.num_locations, table.ambiguous) == (21 * 16, 21 * 16 - 4)
 
 
 def test_batches_change_nothing(cfg, monkeypatch):
