@@ -7,11 +7,11 @@ python tools/lazyconfig_train_net.py --config-file configs/lazy/fcos_r50_voc.py 
 import contextlib
 import logging
 import os
+import sys
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
-from detectron2.engine.train_loop import HookBase
+from detectron2.engine import HookBase, default_setup, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fcos_d2.checkpoint import FCOSCheckpointer
-from fcos_d2.engine import TrainLoop, launch, shared_class_names
+from fcos_d2.engine import TrainLoop, default_argument_parser, launch, shared_class_names
+from fcos_d2.engine.commands import record_command
 from fcos_d2.engine.ema import ModelEma
 from fcos_d2.engine.trainer import distribute
 from fcos_d2.files import dataset_slug
@@ -31,17 +32,14 @@ logger = logging.getLogger("fcos_d2")
 
 
 def load_config(config_file, overrides) -> DictConfig:
-    """Load a lazy config and override it; on a machine without CUDA it runs on the CPU."""
+    """Load a lazy config, override it by ``key=value`` and check that it is complete."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(config_file), overrides)
     missing = [part for part in PARTS if part not in cfg]
     if missing:
         raise ValueError(
-            f"{config_file} has no {', '.join(missing)}: a lazy config has {', '.join(PARTS)}, as "
-            "configs/lazy/fcos_r50_voc.py does. (train_net.py takes yaml recipes.)"
+            f"{config_file} has no {', '.join(missing)}: a lazy config has {', '.join(PARTS)} "
+            "(see configs/lazy/fcos_r50_voc.py). Yaml recipes are for train_net.py."
         )
-    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA device: running on the CPU.")
-        cfg.train.device = "cpu"
     return cfg
 
 
@@ -66,13 +64,13 @@ def check_classes(cfg, eval_only: bool) -> list[str]:
     return class_names
 
 
-def do_test(cfg, model):
-    """Evaluate on ``dataloader.test``; files go to ``train.output_dir``/inference."""
+def do_test(cfg, model, ema=None):
+    """Evaluate, with averaged weights if there are; files go to ``train.output_dir``/inference."""
     dataset = dataset_slug(cfg.dataloader.evaluator.dataset_name)
     cfg.dataloader.evaluator.output_dir = os.path.join(cfg.train.output_dir, "inference", dataset)
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    loader, evaluator = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    with ema.applied() if ema else contextlib.nullcontext():
+        results = inference_on_dataset(model, loader, evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -125,10 +123,6 @@ def do_train(args, cfg, class_names):
         trainer=trainer,
     )
 
-    def evaluate():
-        with ema.applied() if ema else contextlib.nullcontext():
-            return do_test(cfg, model)
-
     is_main = comm.is_main_process()
     writers = default_writers(cfg.train.output_dir, cfg.train.max_iter) if is_main else []
     trainer.register_hooks(
@@ -137,7 +131,7 @@ def do_train(args, cfg, class_names):
             EmaHook(ema) if ema else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if is_main else None,
-            hooks.EvalHook(cfg.train.eval_period, evaluate),
+            hooks.EvalHook(cfg.train.eval_period, lambda: do_test(cfg, model, ema)),
             hooks.PeriodicWriter(writers, period=cfg.train.log_period) if is_main else None,
         ]
     )
@@ -153,9 +147,14 @@ def do_train(args, cfg, class_names):
 def main(args):
     """Run on one rank, with Detectron2's own arguments."""
     cfg = load_config(args.config_file, args.opts)
+    if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No CUDA device: running on the CPU.")
+        cfg.train.device = "cpu"
     class_names = check_classes(cfg, args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="fcos_d2")
+    if comm.is_main_process():
+        record_command(cfg.train.output_dir, sys.argv, cfg.train.device)
     if not args.eval_only:
         return do_train(args, cfg, class_names)
     model = instantiate(cfg.model).to(cfg.train.device)
@@ -167,4 +166,5 @@ def main(args):
 
 
 if __name__ == "__main__":
-    launch(main, default_argument_parser().parse_args())
+    args = default_argument_parser().parse_args()
+    launch(main, args, load_config(args.config_file, args.opts).train.output_dir)

@@ -25,7 +25,11 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 logger = logging.getLogger(__name__)
 
 
-def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> None:
+def launch(
+    main: Callable[[argparse.Namespace], object],
+    args: argparse.Namespace,
+    output_dir: str | None = None,
+) -> None:
     """Call ``main(args)`` once in each process of the run, then draw the report of the run.
 
     Under ``torchrun`` this process is one of them and joins the others, over NCCL with CUDA and
@@ -38,6 +42,7 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
     Args:
         main: a module-level function, so that other processes can import it.
         args: of Detectron2's ``default_argument_parser``.
+        output_dir: folder of the run; None for OUTPUT_DIR of the yaml recipe.
 
     Raises:
         ValueError: more processes than CUDA devices, or a number of processes under torchrun.
@@ -47,7 +52,9 @@ def launch(main: Callable[[argparse.Namespace], object], args: argparse.Namespac
         run, main_process = _run_under_torchrun, os.environ["RANK"] == "0"
     else:
         run, main_process = _run, args.machine_rank == 0
-    with _report_at_end(args) if main_process else contextlib.nullcontext():
+    if main_process and output_dir is None:
+        output_dir = read_cfg(args.config_file, args.opts).OUTPUT_DIR
+    with _report_at_end(output_dir) if main_process else contextlib.nullcontext():
         run(main, args)
 
 
@@ -106,19 +113,19 @@ def _check_devices(needed: int, option: str) -> None:
 
 
 @contextlib.contextmanager
-def _report_at_end(args: argparse.Namespace) -> Iterator[None]:
-    """Draw the report of OUTPUT_DIR after the block, whatever its end, if a run used the folder.
+def _report_at_end(output_dir: str) -> Iterator[None]:
+    """Draw the report of a run after the block, whatever its end, if a run used the folder.
 
     ``setup`` may run in other processes. Its trace is the command that it records.
     """
-    output_dir = read_cfg(args.config_file, args.opts).OUTPUT_DIR
     commands = Path(output_dir) / COMMANDS_FILE
     before = _content(commands)
     try:
         yield
     finally:
         if _content(commands) != before:
-            setup_logger(distributed_rank=0, name="fcos_d2")
+            if not logging.getLogger("fcos_d2").handlers:
+                setup_logger(distributed_rank=0, name="fcos_d2")
             try:
                 for path in write_report(output_dir):
                     print(f"Wrote {path}")

@@ -196,6 +196,7 @@ def test_training_resumes_exactly_and_evaluates(small, tmp_path):
         for folder in (whole, resumed, tmp_path / "again")
     ]
     assert tables[0] == tables[1] == tables[2]
+    assert (whole / "report.html").is_file()
 
 
 def test_gradients_are_clipped_one_parameter_at_a_time():
@@ -216,7 +217,7 @@ def test_another_number_of_classes_than_the_data_has(small, tmp_path):
 
 
 def test_yaml_files_and_lazy_configs_each_have_their_command():
-    with pytest.raises(ValueError, match=r"has no model, dataloader.*train_net.py takes yaml"):
+    with pytest.raises(ValueError, match=r"has no model, dataloader.*recipes are for train_net.py"):
         tool.load_config(YAML, [])
     with pytest.raises(ValueError, match=r"fcos_r50_voc.py is a lazy config: .*lazyconfig_train"):
         load_cfg(FILE, [])
