@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(*command, cwd, ok=True):
-    """Run one of the project's scripts and return what it printed."""
+    """Run one of the project's scripts and return its output."""
     result = subprocess.run(
         [sys.executable, str(ROOT / command[0]), *map(str, command[1:])],
         cwd=cwd,
@@ -25,9 +27,21 @@ def run(*command, cwd, ok=True):
     return result.stdout
 
 
+SCRIPTS = ["train_net.py", "demo.py", "tools/benchmark"]
+SCRIPTS += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tools").glob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_comes_without_warnings(script, tmp_path):
+    command = [sys.executable, str(ROOT / script), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and result.stdout.startswith("usage: ")
+    assert result.stderr == ""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which a tiny model was trained for 25 iterations; and what that printed."""
+    """The folder of a tiny model trained for 25 iterations, the output, and the arguments."""
     folder = tmp_path_factory.mktemp("run")
     options = "MODEL.FCOS.NUM_CLS_CONVS 1 MODEL.FCOS.NUM_BOX_CONVS 1 SOLVER.IMS_PER_BATCH 2 "
     options += "SOLVER.MAX_ITER 25 TEST.EVAL_PERIOD 0 INPUT.MIN_SIZE_TRAIN (64,) "
@@ -41,7 +55,7 @@ def trained(tmp_path_factory):
     return folder, text, (*config, *options)
 
 
-def test_training_says_what_it_does_and_leaves_pictures(trained):
+def test_training_logs_its_schedule_and_draws(trained):
     folder, text, _ = trained
     assert re.search(r"Batch of 2 images, recipe's 8: learning rate 0\.0025, 25 iterations", text)
     assert "Total inference pure compute time" in text
