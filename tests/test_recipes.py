@@ -86,6 +86,7 @@ def test_the_recipe_as_it_is():
     assert (pooler.min_level, pooler.max_level) == (3, 5)
 
 
+@pytest.mark.slow
 def test_faster_rcnn_from_setup_to_tables(make_args, tmp_path):
     cfg = train(make_args())
     assert cfg.MODEL.FCOS.NUM_CLASSES == cfg.MODEL.ROI_HEADS.NUM_CLASSES == 6

@@ -153,7 +153,7 @@ def predict_images(
 def draw_video(
     predictor: Predictor, capture: cv2.VideoCapture, threshold: float
 ) -> Iterator[np.ndarray]:
-    """Yield each frame of an opened video, BGR, with its detections drawn."""
+    """Yield the frames of an opened video, BGR, with their detections drawn."""
     visualizer = VideoVisualizer(predictor.metadata, ColorMode.IMAGE)
     while True:
         success, frame = capture.read()

@@ -55,16 +55,12 @@ def load_cfg(config_file: str, opts: Sequence[str]) -> CfgNode:
 class RunConfig:
     """The config of a command: which of recipe, checkpoint and command line sets a key.
 
-    The command line overrides the keys that a checkpoint was made for, which override the recipe.
-    Scaling to the batch size changes what is left of the recipe's schedule.
-
-    Attributes:
-        cfg: the config so far, not frozen.
-        overrides: keys set on the command line.
+    Keys set on the command line (``overrides``) are final. The keys that a checkpoint was made for
+    override the recipe, and scaling to the batch size adapts the recipe's schedule.
     """
 
     def __init__(self, config_file: str, opts: Sequence[str]):
-        """Load the recipe and the KEY VALUE pairs of the command line."""
+        """Load the recipe and the KEY VALUE pairs of the command line into ``cfg``."""
         self.cfg = load_cfg(config_file, opts)
         self.overrides = list(opts[0::2])
 
@@ -73,7 +69,7 @@ class RunConfig:
         apply_checkpoint_keys(self.cfg, path, training=training, keep=self.overrides)
 
     def scale_to_batch_size(self) -> None:
-        """Scale the schedule to SOLVER.IMS_PER_BATCH; see :func:`scale_to_batch_size`."""
+        """Adapt the schedule to SOLVER.IMS_PER_BATCH; see :func:`scale_to_batch_size`."""
         scale_to_batch_size(self.cfg, keep=self.overrides)
 
 

@@ -66,8 +66,8 @@ def test_equals_detectron2s_predictor(cfg):
     assert torch.equal(ours.scores, theirs.scores)
 
 
-def test_keys_in_the_checkpoint_go_before_the_recipes(cfg, tmp_path):
-    """The recipe has no scales; what is set by hand stays."""
+def test_keys_of_the_checkpoint_override_the_recipe(cfg, tmp_path):
+    """The recipe has no scales; keys set by hand are kept."""
     made_for = cfg.clone()
     made_for.MODEL.FCOS.NUM_CLASSES = 5
     made_for.MODEL.FCOS.USE_SCALE = True
@@ -125,7 +125,7 @@ def test_torchvisions_weights_detect_the_same_without_a_hand_set_option(
     assert predictor.metadata.thing_classes == named
 
 
-def test_images_are_drawn_and_a_bad_one_is_passed_over(cfg, images, tmp_path, caplog):
+def test_images_are_drawn_and_a_bad_one_is_skipped(cfg, images, tmp_path, caplog):
     (images / "bad.jpg").write_bytes(b"no image")
     paths = expand_inputs([str(images)])
     assert [p.name for p in paths] == ["0.jpg", "1.jpg", "2.jpg", "bad.jpg"]
@@ -142,6 +142,13 @@ def test_nothing_above_the_threshold_draws_nothing(cfg, images, tmp_path):
     original = cv2.imread(str(images / "0.jpg")).astype(int)
     # Matplotlib draws the picture through floats, which can round a pixel by one.
     assert abs(cv2.imread(str(written)).astype(int) - original).max() <= 1
+
+
+@pytest.mark.parametrize("wanted, expected", [(0.1, 0.1), (0.6, 0.4)])
+def test_score_threshold_lowers_that_of_the_model(cfg, wanted, expected):
+    cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.4
+    predictor = Predictor(cfg, score_threshold=wanted)
+    assert predictor.model.proposal_generator.decoder.score_thresh == expected
 
 
 def test_threshold_is_on_the_drawn_score(cfg, images):

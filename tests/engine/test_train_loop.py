@@ -1,4 +1,4 @@
-"""The training step: precision, and the guard. Run as a script it is one rank of a test."""
+"""The training step: precision and checks. Run as a script, it is one rank of a test."""
 
 import hashlib
 import itertools
@@ -79,7 +79,7 @@ def test_precisions(precision, device, expected):
     assert autocast_dtype(precision, device) is expected
 
 
-def test_precisions_that_there_are_not():
+def test_invalid_precisions():
     with pytest.raises(ValueError, match="PRECISION is 'half', not one of.*'bfloat16'"):
         autocast_dtype("half", "cpu")
     with pytest.raises(ValueError, match="needs CUDA, .* on the cpu: set it to 'bfloat16'"):
@@ -92,18 +92,19 @@ def test_float16_on_the_cpu_is_refused(make_args):
         Trainer(setup(make_args(*options)))
 
 
-def test_a_step_in_single_precision_is_detectron2s(make_loop):
+def test_a_step_in_single_precision_is_detectron2s(make_loop, assert_equal):
     ours, theirs = make_loop(), make_loop(SimpleTrainer)
     for iteration in range(3):
         assert step(ours, iteration) == step(theirs, iteration)
-    assert_same(ours.model.state_dict(), theirs.model.state_dict())
+    assert_equal(ours.model.state_dict(), theirs.model.state_dict())
 
 
+@pytest.mark.slow
 def test_50_iterations_in_bfloat16_stay_with_float32(make_loop, batches):
     """Each loss is within 2 % of float32's, for the same weights and the same batch.
 
-    It is asked at all the weights that training in bfloat16 visits. Two separate runs would not do:
-    rounding sends them apart, as another order of the images does, to weights as good as the first.
+    Compared at all weights that training in bfloat16 visits: two separate runs would diverge by
+    rounding, as they do with another order of the images.
     """
     loop = make_loop(precision="bfloat16")
     first, *_, last = [compare_step(loop, batches, iteration) for iteration in range(50)]
@@ -133,7 +134,7 @@ def test_50_iterations_in_half_precision_on_cuda(tiny_cfg, make_loop, batches, p
 
 
 def test_boxes_are_not_decoded_in_half_precision(tiny_cfg):
-    """Far to the right, where bfloat16 knows only every eighth pixel, boxes keep their places."""
+    """Boxes are exact far to the right, where bfloat16 resolves only every eighth pixel."""
     model = build_model(tiny_cfg).eval()
     generator = model.proposal_generator
     torch.nn.init.constant_(generator.head.cls_score.bias, 1.0)
@@ -147,7 +148,7 @@ def test_boxes_are_not_decoded_in_half_precision(tiny_cfg):
     assert seen["ltrb"].dtype == torch.bfloat16 and len(boxes) == 100
     assert boxes.dtype == torch.float32 and boxes.max() > 1500
 
-    # All boxes that there can be, in double precision; the finest level is a row-major grid first.
+    # All possible boxes in double precision, from the finest level on, row by row.
     expected = []
     for stride, columns in ((8, 256), (16, 128), (32, 64), (64, 32), (128, 16)):
         rows = max(1, 64 // stride)
@@ -181,21 +182,21 @@ def test_a_resumed_run_has_the_scale_of_the_gradients(make_loop):
     assert old.grad_scaler.get_scale() == 64
 
 
-def test_a_scaled_step_is_passed_over_when_it_overflows(make_loop):
+def test_a_scaled_step_that_overflows_is_skipped(make_loop, assert_equal):
     loop = make_loop()
     loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = clone(loop.model.state_dict())
     parameter = next(p for p in loop.model.parameters() if p.requires_grad)
     parameter.register_hook(lambda grad: grad * math.inf)
     step(loop)
-    assert_same(loop.model.state_dict(), before)
+    assert_equal(loop.model.state_dict(), before)
     assert loop.grad_scaler.get_scale() == 2.0**99
 
 
-# The guard
+# Losses and gradients that are not finite
 
 
-def test_weights_that_are_spoilt_already(make_loop):
+def test_weights_that_are_not_finite(make_loop):
     loop = make_loop()
     with torch.no_grad():
         loop.model.proposal_generator.head.cls_score.bias[1] = math.inf
@@ -220,7 +221,7 @@ def test_the_largest_logit_is_named(make_loop, batches):
     assert not head._forward_hooks  # nothing stays behind in the model
 
 
-def test_a_gradient_that_is_not_finite(make_loop):
+def test_a_gradient_that_is_not_finite(make_loop, assert_equal):
     """Clipping would make it NaN: the step is not taken."""
     loop = make_loop()
     bias = loop.model.proposal_generator.head.box_pred.bias
@@ -228,31 +229,32 @@ def test_a_gradient_that_is_not_finite(make_loop):
     before = clone(loop.model.state_dict())
     with pytest.raises(FloatingPointError, match=r"of 1 parameters are not \(.*box_pred\.bias\)"):
         step(loop)
-    assert_same(loop.model.state_dict(), before)
+    assert_equal(loop.model.state_dict(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [4, 5], ids=["in_between", "in_the_last_iteration"])
-def test_a_stop_leaves_weights_and_checkpoints_alone(make_args, tmp_path, iteration):
+def test_a_stop_leaves_weights_and_checkpoints_alone(make_args, tmp_path, iteration, assert_equal):
     """A run of 3 iterations goes on to 6, and meets an image of NaN on its way."""
     options = ("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "False")
     train(setup(make_args("SOLVER.MAX_ITER", "3", *options)))
     trainer = Trainer(setup(make_args("SOLVER.MAX_ITER", "6", *options, resume=True)))
     trainer.resume_or_load(resume=True)
-    snapshots = spoil_images(trainer, iteration)
+    snapshots = corrupt_images(trainer, iteration)
     evaluations = count_evaluations(trainer)
     with pytest.raises(FloatingPointError) as caught:
         trainer.train()
 
     before, files = snapshots
-    assert_same(trainer.model.state_dict(), before)
+    assert_equal(trainer.model.state_dict(), before)
     assert read_checkpoints(tmp_path / "out") == files and "last_checkpoint" in files
     assert not evaluations
     text = str(caught.value)
     assert f"iteration {iteration}, before its optimizer step: loss_cls is nan" in text
     assert "Largest absolute class logit of the head: not finite" in text
-    for name in trainer.spoilt_files:
+    for name in trainer.bad_files:
         assert name in text
-    assert len(trainer.spoilt_files) == 2 and "SOLVER.BASE_LR" in text and "--resume" in text
+    assert len(trainer.bad_files) == 2 and "SOLVER.BASE_LR" in text and "--resume" in text
     # The hooks have closed their files, and the reason is in the log.
     assert f"iteration {iteration}, before" in (tmp_path / "out" / "log.txt").read_text()
 
@@ -267,24 +269,24 @@ def train(cfg):
     trainer.train()
 
 
-def spoil_images(trainer, iteration):
+def corrupt_images(trainer, iteration):
     """Make NaN of the images of one iteration, and list weights and checkpoints just before."""
     snapshots = []
-    trainer.spoilt_files = []
+    trainer.bad_files = []
     mapper = trainer.data_loader.dataset.mapper
 
-    def spoilt(record):
+    def corrupted(record):
         inputs = mapper(record)
         if trainer.iter == iteration:
             inputs["image"] = inputs["image"].float() * math.nan
-            trainer.spoilt_files.append(inputs["file_name"])
+            trainer.bad_files.append(inputs["file_name"])
             snapshots[:] = (
                 clone(trainer.model.state_dict()),
                 read_checkpoints(Path(trainer.cfg.OUTPUT_DIR)),
             )
         return inputs
 
-    trainer.data_loader.dataset.mapper = spoilt
+    trainer.data_loader.dataset.mapper = corrupted
     return snapshots
 
 
@@ -303,15 +305,10 @@ def clone(tensors):
     return {key: value.clone() for key, value in tensors.items()}
 
 
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]), key
-
-
 # Two ranks
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_and_one_that_dies_takes_the_others_with_it(make_args, tmp_path, torchrun):
     """Rank 1 meets an image of NaN: both stop. Then it fails while rank 0 waits for it."""
     args = make_args("SOLVER.MAX_ITER", "4")
@@ -331,7 +328,7 @@ def run_rank(args):
     trainer = Trainer(setup(args))
     trainer.resume_or_load(resume=False)
     if comm.get_rank() == 1:
-        spoil_images(trainer, iteration=2)
+        corrupt_images(trainer, iteration=2)
     try:
         trainer.train()
     except FloatingPointError as error:

@@ -34,6 +34,7 @@ def last_metrics(cfg):
 TWENTY = ("SOLVER.MAX_ITER", "20", "SOLVER.CHECKPOINT_PERIOD", "10", "SOLVER.WARMUP_ITERS", "4")
 
 
+@pytest.mark.slow
 def test_20_iterations_equal_10_and_a_resume(make_args, interrupt, load):
     """The whole run stops after 10 of 20 as one that was killed, and goes on from there."""
     whole = train(make_args(*TWENTY, output="whole"))
@@ -65,6 +66,7 @@ def test_ranks_that_found_different_checkpoints(make_args, monkeypatch):
         trainer.resume_or_load(resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["False", "True"], ids=["float32", "bfloat16"])
 def test_two_seeded_runs_are_the_same(make_args, half, load):
     """To the last bit: weights, metrics and detections."""
@@ -79,6 +81,7 @@ def test_two_seeded_runs_are_the_same(make_args, half, load):
         assert last[key] == last_again[key] or last[key] != last[key], key
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_table_of_the_training(make_args):
     """`--eval-only`, from the file and from the folder's last checkpoint: the same numbers."""
     cfg = train(make_args("SOLVER.MAX_ITER", "3"))
@@ -100,6 +103,7 @@ def read_model(cfg):
     return json.loads(path.read_text())["model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [False, True])
 def test_the_tables_say_what_was_evaluated(make_args, ema):
     average = ("MODEL_EMA.ENABLED", str(ema))
@@ -120,6 +124,7 @@ def test_the_tables_say_what_was_evaluated(make_args, ema):
     assert read_model(cfg) == {**trained, "weights": best, "ema": None}
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_written_before_later_iterations(make_args):
     """Detectron2 would write those after 6 and 12 iterations with the losses of the 20th."""
     cfg = train(make_args("SOLVER.MAX_ITER", "21", "TEST.EVAL_PERIOD", "6"))
@@ -144,6 +149,7 @@ def test_what_a_run_leaves_behind(make_args, load):
     assert load(cfg, "model_final")["class_names"] == ["ball", "box"]
 
 
+@pytest.mark.slow
 def test_half_precision_is_what_the_config_says(make_args, load):
     """Other losses than in float32, and a checkpoint that a run in float32 goes on from."""
     options = ("SOLVER.MAX_ITER", "2")
@@ -155,6 +161,7 @@ def test_half_precision_is_what_the_config_says(make_args, load):
     assert load(resumed, "model_final")["iteration"] == 2
 
 
+@pytest.mark.slow
 def test_a_few_iterations_learn(make_args):
     cfg = train(make_args("SOLVER.MAX_ITER", "40", "SOLVER.WARMUP_ITERS", "5"))
     first, last = read_metrics(cfg)[0], last_metrics(cfg)
