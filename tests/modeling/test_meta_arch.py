@@ -1,4 +1,4 @@
-"""The whole model on every kind of image: it trains, it infers, Detectron2's tools take it."""
+"""`FCOS`: training and inference on every kind of image, errors, Detectron2's tools."""
 
 import numpy as np
 import pytest
@@ -101,27 +101,21 @@ def test_other_qualities(tiny_cfg, quality, expected):
         assert len(model.eval()(batch)[0]["instances"]) > 0
 
 
-def test_logged_coverage(tiny_cfg):
-    """Three boxes; the 2 x 2 one has no location inside it: 2 of 3 are covered.
-
-    The box 9..11 lies between the locations 4, 12 of P3 and contains none of any level.
-    """
+@pytest.mark.parametrize(
+    ("boxes", "ignore", "coverage", "least_pos"),
+    [
+        # The box 9..11 lies between the locations 4, 12 of P3 and contains none of any level.
+        ([[9, 9, 11, 11], [8, 8, 24, 24], [20, 20, 60, 60]], None, 2 / 3, 4 + 1),
+        ([[9, 9, 11, 11], [20, 20, 60, 60]], [True, False], 1.0, 1),  # ignored boxes don't count
+    ],
+)
+def test_logged_coverage(tiny_cfg, boxes, ignore, coverage, least_pos):
     model = build_model(tiny_cfg)
-    batch = [make_input(64, 64, [[9, 9, 11, 11], [8, 8, 24, 24], [20, 20, 60, 60]])]
     with EventStorage() as storage:
-        model(batch)
+        model([make_input(64, 64, boxes, ignore=ignore)])
     values = {k: v for k, (v, _) in storage.latest().items()}
-    assert values["fcos/gt_covered"] == pytest.approx(2 / 3)
-    assert values["fcos/num_pos"] >= 4 + 1
-    assert 0 <= values["fcos/loss_ctr_excess"]
-
-
-def test_ignored_boxes_count_neither_as_covered_nor_as_wanted(tiny_cfg):
-    model = build_model(tiny_cfg)
-    batch = [make_input(64, 64, [[9, 9, 11, 11], [20, 20, 60, 60]], ignore=[True, False])]
-    with EventStorage() as storage:
-        model(batch)
-    assert storage.latest()["fcos/gt_covered"][0] == 1.0
+    assert values["fcos/gt_covered"] == pytest.approx(coverage)
+    assert values["fcos/num_pos"] >= least_pos and values["fcos/loss_ctr_excess"] >= 0
 
 
 def test_other_images_of_a_batch_change_nothing(tiny_cfg):
@@ -176,36 +170,30 @@ def test_yaml_and_python_build_the_same_model(tiny_cfg):
     assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
 
 
-def test_a_class_that_the_head_lacks(tiny_cfg):
+def test_ground_truth_that_can_not_be_trained_on(tiny_cfg):
     model = build_model(tiny_cfg)
     with pytest.raises(ValueError, match=r"a\.jpg has the classes \[3\].*NUM_CLASSES is 3"):
         model([make_input(64, 64, [[1, 1, 30, 30]], [3])])
-
-
-def test_training_without_ground_truth(tiny_cfg):
-    model = build_model(tiny_cfg)
     with pytest.raises(ValueError, match=r"a\.jpg has no 'instances'"):
         model([make_input(64, 64)])
 
 
-def test_options_that_do_not_fit(tiny_cfg):
-    for key, value, message in [
-        ("MODEL.FCOS.BOX_LOSS", "l1", "BOX_LOSS is 'l1'"),
-        ("MODEL.FCOS.BOX_LOSS_WEIGHT", "area", "BOX_LOSS_WEIGHT is 'area'"),
-        (
-            "MODEL.FCOS.IN_FEATURES",
-            ["p3", "p4"],
-            r"need 1 bounds .*got 4\. 8 strides are usual: \[64\]",
-        ),
-        ("MODEL.FCOS.IN_FEATURES", ["p4", "p3", "p5", "p6", "p7"], "finest first"),
-        ("MODEL.FCOS.LOCATION_STEP", "x", "LOCATION_STEP is 'x'"),
-        ("MODEL.FCOS.CLASS_AGNOSTIC", True, "CLASS_AGNOSTIC is for proposals"),
-        ("MODEL.FCOS.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], r"names \['p2'\]"),
-    ]:
-        cfg = tiny_cfg.clone()
-        cfg.merge_from_list([key, value])
-        with pytest.raises(ValueError, match=message):
-            build_model(cfg)
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("BOX_LOSS", "l1", "BOX_LOSS is 'l1'"),
+        ("BOX_LOSS_WEIGHT", "area", "BOX_LOSS_WEIGHT is 'area'"),
+        ("IN_FEATURES", ["p3", "p4"], r"need 1 bounds .*got 4\. 8 strides are usual: \[64\]"),
+        ("IN_FEATURES", ["p4", "p3", "p5", "p6", "p7"], "finest first"),
+        ("LOCATION_STEP", "x", "LOCATION_STEP is 'x'"),
+        ("CLASS_AGNOSTIC", True, "CLASS_AGNOSTIC is for proposals"),
+        ("IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], r"names \['p2'\]"),
+    ],
+)
+def test_options_that_do_not_fit(tiny_cfg, key, value, message):
+    tiny_cfg.merge_from_list([f"MODEL.FCOS.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        build_model(tiny_cfg)
 
 
 def test_number_of_classes_from_the_metadata(tiny_cfg):
