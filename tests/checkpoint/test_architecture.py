@@ -1,4 +1,4 @@
-"""Architecture from shapes: our own models, built from keys, tell the keys again."""
+"""Architecture from shapes: the keys of our own models are inferred again."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def infer(state):
 
 
 @pytest.mark.parametrize("keys", CASES)
-def test_our_own_models_tell_their_keys(keys):
+def test_keys_of_our_own_models(keys):
     cfg = build_cfg({**BASE, **keys}, num_classes=3)
     wanted = collect_keys(cfg, (*ARCHITECTURE_KEYS, "MODEL.FCOS.TOP_BLOCK_IN_FEATURE"))
     assert infer(expected_state(cfg)) == wanted
@@ -85,7 +85,7 @@ def test_our_own_models_tell_their_keys(keys):
     ],
 )
 def test_one_missing_tensor_changes_nothing(name):
-    """It is found missing then, instead of bending the network that is expected."""
+    """It is reported as missing then, instead of changing the expected network."""
     keys = {"MODEL.RESNETS.DEPTH": 50, **BOTTLENECKS, "MODEL.FCOS.USE_SCALE": True}
     state = expected_state(build_cfg({**BASE, **keys}, num_classes=3))
     whole = infer(state)
@@ -93,7 +93,7 @@ def test_one_missing_tensor_changes_nothing(name):
     assert infer(state) == whole
 
 
-def test_no_resnet():
+def test_another_backbone():
     with pytest.raises(ValueError, match="has 0 blocks of two convolutions"):
         infer({"backbone.bottom_up.level2.conv.weight": torch.zeros(1)})
 

@@ -36,7 +36,7 @@ def assert_same_weights(one, other):
         torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
 
 
-def test_class_names_travel_inside(model, tmp_path):
+def test_class_names_are_saved(model, tmp_path):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("model_final", iteration=7)
     path = str(tmp_path / "model_final.pth")
     assert read_info(path)[:2] == (NAMES, 3)
@@ -119,7 +119,7 @@ def test_torchvisions_resnet_of_another_depth(resnet_cfg, tmp_path):
         FCOSCheckpointer(model).load(str(tmp_path / "r50.pth"), checkpointables=[])
 
 
-def test_other_classes_start_the_class_predictor_anew(model, tmp_path, caplog):
+def test_other_classes_reset_the_class_predictor(model, tmp_path, caplog):
     FCOSCheckpointer(model, str(tmp_path), class_names=NAMES).save("a")
     path = str(tmp_path / "a.pth")
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_another_network_does_not_detect_or_resume(model, tmp_path):
     FCOSCheckpointer(model).load(path, checkpointables=[])  # to start from
 
 
-def test_a_file_of_which_nothing_fits(model, tmp_path):
+def test_a_file_without_a_tensor_that_fits(model, tmp_path):
     torch.save({"somebody.elses.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other\.pth has no tensor that fits"):
         FCOSCheckpointer(model).load(str(tmp_path / "other.pth"), checkpointables=[])
@@ -199,7 +199,7 @@ def test_another_librarys_fcos_is_read_as_it_is(foreign, for_inference, info_log
 
 
 def test_another_librarys_fcos_to_start_training_from(foreign, tiny_cfg):
-    """In a network with another FPN and head: what fits is taken."""
+    """In a network with another FPN and head the tensors that fit are loaded."""
     path, converted, _ = foreign
     tiny_cfg.MODEL.FPN.OUT_CHANNELS = 32
     model = build_model(tiny_cfg)
@@ -232,7 +232,7 @@ def test_cocos_classes_in_another_librarys_file(make_state, tmp_path):
         FCOSCheckpointer(model, class_names=NAMES, for_inference=True).load(path)
 
 
-def test_another_librarys_fcos_has_to_be_complete(foreign, make_state):
+def test_another_librarys_fcos_must_be_complete(foreign, make_state):
     path, _, model = foreign
     state = make_state("adelaidet")
     del state["proposal_generator.fcos_head.bbox_pred.bias"]
@@ -253,7 +253,7 @@ def test_arrays_in_detectron2s_zoo_format(foreign, make_state, tmp_path):
 
 
 def test_a_backbone_in_detectron2s_zoo_format(model, tmp_path):
-    """As its ImageNet weights: names without the model's prefix, placed by Detectron2 itself."""
+    """As in its ImageNet weights: names without the model's prefix, matched by Detectron2."""
     prefix = "backbone.bottom_up."
     state = {k: v for k, v in weights_of(model).items() if k.startswith(prefix)}
     arrays = {k.removeprefix(prefix): v.numpy() + 1 for k, v in state.items()}
@@ -267,7 +267,7 @@ def test_a_backbone_in_detectron2s_zoo_format(model, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pyth"])
-def test_what_would_run_does_not(model, tmp_path, suffix):
+def test_unsafe_pickles_are_refused(model, tmp_path, suffix):
     path, ran = tmp_path / f"evil{suffix}", tmp_path / "ran"
 
     class Trap:

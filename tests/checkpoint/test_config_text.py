@@ -1,4 +1,4 @@
-"""Configs that are Python text: what is read of them, and what is not run."""
+"""Configs as Python source: values that are read, and code that is not executed."""
 
 import pytest
 
@@ -18,7 +18,7 @@ unused.name = 3
     assert both.keys() == {"model", "other"}
 
 
-def test_the_last_of_two_counts():
+def test_the_last_assignment_counts():
     assert read_sections("a = dict(x=1)\na = dict(y=2)", ["a"])[0] == {"a": {"y": 2}}
 
 
@@ -33,7 +33,7 @@ def test_only_a_type_may_be_a_name():
 @pytest.mark.parametrize(
     "value", ["float('inf')", "[1, (2, inf)]", "dict(1)", "f()", "{[]}", "x + 1", "{f(): 1}"]
 )
-def test_the_rest_of_a_dictionary_stays(value):
+def test_unreadable_values_are_skipped(value):
     text = f"a = dict(b=dict(x={value}, y=1), z=2)"
     assert read_sections(text, ["a"]) == ({"a": {"b": {"y": 1}, "z": 2}}, ["a.b.x"])
 
@@ -43,7 +43,7 @@ def test_the_entries_of_another_dictionary(text):
     assert read_sections(text, ["a"]) == ({"a": {"x": 1}}, ["a.**"])
 
 
-def test_a_key_that_none_can_be():
+def test_an_unhashable_key():
     assert read_sections("a = {'x': 1, (1, [2]): 3}", ["a"]) == ({"a": {"x": 1}}, ["a.(1, [2])"])
 
 
@@ -64,7 +64,7 @@ def test_nothing_to_read(text):
     assert read_sections(text, ["a"]) == ({}, [])
 
 
-def test_nothing_is_run(tmp_path):
+def test_nothing_is_executed(tmp_path):
     path = tmp_path / "ran"
     call = f"open({str(path)!r}, 'w')"
     read_sections(f"{call}\na = dict(x={call}, type={call})\na[{call}] = 1", ["a"])

@@ -27,7 +27,7 @@ def test_each_library(make_state, source):
     assert got == {name: x.shape for name, x in wanted.items()}
 
 
-def test_a_resnet_alone_is_no_fcos(make_state):
+def test_a_resnet_alone_is_not_recognised(make_state):
     names = [name for name in make_state("adelaidet") if name.startswith("backbone.bottom_up.")]
     assert recognise(names) == []
 
@@ -58,7 +58,7 @@ def test_names_that_are_not_recognised(make_state):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_named_instead_of_recognised(make_state, source):
-    """Without what it is recognised by, it has to be named; then that is what is missing."""
+    """Without the tensors that a library is recognised by, naming it reports them as missing."""
     marks = ("ctrness", "conv_centerness")
     state = {k: x for k, x in make_state(source).items() if not any(m in k for m in marks)}
     if source != "adelaidet":  # that one's whole head has a name of its own
@@ -84,7 +84,7 @@ def misfit(make_state):
     return {**state, **{name: torch.zeros(1) for name in EXTRA}}
 
 
-def test_all_that_does_not_fit_is_listed(misfit):
+def test_all_misfits_are_listed(misfit):
     with pytest.raises(ValueError) as caught:
         convert(misfit)
     lines = str(caught.value).splitlines()
@@ -98,7 +98,7 @@ def test_all_that_does_not_fit_is_listed(misfit):
     assert "--partial" in lines[-1]
 
 
-def test_partial_takes_what_fits(misfit, make_state):
+def test_partial_takes_tensors_that_fit(misfit, make_state):
     whole = convert(make_state("torchvision"))
     converted = convert(misfit, partial=True)
     gone = {
@@ -206,7 +206,7 @@ def test_an_error_names_the_file_and_writes_nothing(files):
     assert not dst.parent.exists()
 
 
-def test_names_of_files_that_can_not_be(files):
+def test_invalid_file_names(files):
     src, dst, _ = files
     link = src.with_name("link.pth")
     link.symlink_to(src)

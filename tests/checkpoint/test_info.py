@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and configs that follow it."""
+"""Class names and keys in a checkpoint, and configs that follow them."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_training_takes_only_the_facts(tiny_cfg, path, training):
     assert tiny_cfg.MODEL.FCOS.SIZES_OF_INTEREST == sizes
 
 
-def test_what_was_set_by_hand_stays(tiny_cfg, path, info_log):
+def test_keys_set_by_hand_stay(tiny_cfg, path, info_log):
     before = tiny_cfg.clone()
     keep = ["MODEL.FCOS.SCORE", "INPUT.FORMAT", "SOLVER.MAX_ITER"]
     apply_checkpoint_keys(tiny_cfg, path, training=False, keep=keep)
@@ -83,8 +83,8 @@ def test_a_file_without_keys_changes_nothing(tiny_cfg, tmp_path, content):
     assert tiny_cfg == before
 
 
-def test_keys_that_are_none_of_ours_are_passed_over(tiny_cfg, tmp_path):
-    """A file can't set what has nothing to do with weights, as a folder to write to."""
+def test_other_keys_are_ignored(tiny_cfg, tmp_path):
+    """A file can't set keys that are unrelated to weights, such as an output folder."""
     before = tiny_cfg.clone()
     carried = {"OUTPUT_DIR": "/elsewhere", "MODEL.LAZY": "_target_: os.system", "NO.SUCH": 1}
     apply_checkpoint_keys(tiny_cfg, save(tmp_path / "a.pth", cfg=carried), training=False)
@@ -143,7 +143,7 @@ def test_our_own_checkpoints_build_the_network_that_they_are_of(tiny_cfg, tmp_pa
 
 
 def test_training_may_go_on_with_another_quality(tiny_cfg, tmp_path):
-    """The branch is the same for centerness and IoU: what it learns is the recipe's to say."""
+    """The branch is the same for centerness and IoU; the recipe says which it is trained on."""
     path = save(tmp_path / "a.pth", cfg={"MODEL.FCOS.QUALITY": "centerness"})
     tiny_cfg.MODEL.FCOS.QUALITY = "iou"
     apply_checkpoint_keys(tiny_cfg, path, training=True)

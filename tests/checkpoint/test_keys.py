@@ -1,4 +1,4 @@
-"""Keys that travel with weights."""
+"""Keys that are stored with weights."""
 
 import pytest
 
@@ -12,8 +12,8 @@ def test_every_key_is_in_one_group_and_in_the_config(tiny_cfg):
     assert collect_keys(tiny_cfg, CARRIED_KEYS).keys() == set(CARRIED_KEYS)
 
 
-def test_every_key_of_the_head_is_carried_but_those_of_training(tiny_cfg):
-    """A key that is new in MODEL.FCOS has to be thought of here."""
+def test_all_keys_of_fcos_but_those_of_training_are_stored(tiny_cfg):
+    """A new key in MODEL.FCOS must be listed here or in keys.py."""
     only_training = {
         "NUM_CLASSES",  # goes with the class names
         "PRIOR_PROB",

@@ -1,4 +1,4 @@
-"""Reading files: what is in them, what is damaged, what is refused and does not run."""
+"""Reading of files: content, damage, and pickles that are refused and not executed."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from fcos_d2.checkpoint.reader import read_checkpoint, unwrap
 
 
 class Trap:
-    """Pickled, it asks whoever loads it to make a folder."""
+    """Unpickling makes a folder."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -43,7 +43,7 @@ def test_a_pickle_of_arrays(tmp_path):
 
 
 def test_a_pickle_that_python_2_wrote(tmp_path):
-    """As those of Caffe2 are: str is bytes there, NumPy's modules have their old names."""
+    """As in Caffe2: str is bytes there, NumPy's modules have their old names."""
     content = b"(dp0\nS'conv1_w'\np1\ncnumpy.core.multiarray\n_reconstruct\np2\n(cnumpy\nndarray\n"
     content += b"p3\n(I0\ntS'b'\ntRp4\n(I1\n(I2\ntcnumpy\ndtype\np5\n(S'f4'\nI0\nI1\ntRp6\n(I3\n"
     content += b"S'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00@'\ntbs."
@@ -53,7 +53,7 @@ def test_a_pickle_that_python_2_wrote(tmp_path):
 
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pkl", "raw.pth"])
 @pytest.mark.parametrize("lazy", [False, True])
-def test_what_would_run_is_refused_and_does_not_run(tmp_path, name, lazy):
+def test_unsafe_pickles_are_refused_and_not_executed(tmp_path, name, lazy):
     path, ran = tmp_path / name, tmp_path / "ran"
     content = {"model": {"a": Trap(ran)}}
     if name == "evil.pth":
@@ -84,7 +84,7 @@ def test_the_advice_for_a_refused_file_works(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated", b"\x80\x02}q\x00X", b"\x00" * 99]
 )
-def test_a_file_that_is_no_checkpoint(tmp_path, content, suffix):
+def test_a_file_that_is_not_a_checkpoint(tmp_path, content, suffix):
     path = tmp_path / f"bad{suffix}"
     path.write_bytes(content)
     for lazy in (False, True):
@@ -115,13 +115,10 @@ def test_a_changed_byte_in_a_tensor(tmp_path):
 
 
 @pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], "text"])
-def test_what_is_no_dictionary(tmp_path, content):
+def test_other_objects_and_no_file(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=f"holds a {type(content).__name__}, not a dictionary"):
         read_checkpoint(str(tmp_path / "a.pth"))
-
-
-def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_checkpoint(str(tmp_path / "nowhere.pth"))
 
@@ -135,7 +132,7 @@ def test_the_state_dict_is_found(wrapper, prefix):
     assert all(isinstance(x, torch.Tensor) for x in found.values())
 
 
-def test_a_module_that_is_called_so():
+def test_a_submodule_named_module():
     state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
     assert list(unwrap(state)) == ["module.a", "b"]
 

@@ -1,4 +1,4 @@
-"""torchvision's ResNet names and Detectron2's, by what the two networks compute."""
+"""Names in torchvision's ResNet and Detectron2's, compared by the networks' outputs."""
 
 import pytest
 import torch
@@ -49,11 +49,11 @@ def test_both_networks_compute_the_same(depth):
             torch.testing.assert_close(features[f"res{number + 1}"], y, rtol=1e-4, atol=1e-4)
 
 
-def test_a_part_that_torchvisions_resnet_has_not_keeps_its_name():
+def test_a_part_that_torchvision_lacks_keeps_its_name():
     assert torchvision_resnet_name("res4.1.conv2_offset.weight") == "layer3.1.conv2_offset.weight"
     assert torchvision_resnet_name("stem.conv2.weight") == "stem.conv2.weight"
 
 
-def test_other_networks_are_not_taken_for_one():
+def test_other_networks_are_not_recognised():
     assert not is_torchvision_resnet(make_detectron2_resnet(18).state_dict())
     assert not is_torchvision_resnet({})

@@ -71,7 +71,7 @@ def test_detectron2s_predictor_detects_the_same(cfg, path, order):
 
 
 def test_a_file_that_holds_a_state_dict_alone(cfg, path, tmp_path):
-    """As torch.save(model.state_dict()) writes it: our tools read the settings there."""
+    """Our tools read the settings that torch.save(model.state_dict()) writes."""
     model = build_model(cfg)
     DetectionCheckpointer(model).load(path)
     torch.save(model.state_dict(), tmp_path / "a.pth")
@@ -106,7 +106,7 @@ def test_a_key_set_by_hand_wins(cfg, path):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
 def test_an_older_checkpoint_misses_nothing(cfg, path, tmp_path, suffix, caplog):
-    """Without settings, the model keeps those of its config, and nobody warns."""
+    """Without settings in the file, the model keeps those of its config, without a warning."""
     state = torch.load(path, weights_only=True)["model"]
     state = {k: x for k, x in state.items() if "_extra_state" not in k and "pixel" not in k}
     old = tmp_path / f"old{suffix}"

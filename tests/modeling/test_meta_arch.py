@@ -170,7 +170,7 @@ def test_yaml_and_python_build_the_same_model(tiny_cfg):
     assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
 
 
-def test_ground_truth_that_can_not_be_trained_on(tiny_cfg):
+def test_unusable_ground_truth(tiny_cfg):
     model = build_model(tiny_cfg)
     with pytest.raises(ValueError, match=r"a\.jpg has the classes \[3\].*NUM_CLASSES is 3"):
         model([make_input(64, 64, [[1, 1, 30, 30]], [3])])
@@ -205,7 +205,7 @@ def test_number_of_classes_from_the_metadata(tiny_cfg):
         build_model(tiny_cfg)
 
 
-def test_training_is_drawn(tiny_cfg):
+def test_training_is_visualized(tiny_cfg):
     tiny_cfg.VIS_PERIOD = 1
     tiny_cfg.MODEL.FCOS.SCORE_THRESH_TEST = 0.0
     model = build_model(tiny_cfg)
@@ -218,7 +218,7 @@ def test_training_is_drawn(tiny_cfg):
 
 
 def test_flop_count(tiny_cfg):
-    """As Detectron2's tools/analyze_model.py counts them; the head's part is known by hand.
+    """As Detectron2's tools/analyze_model.py counts them; the head's share is computed by hand.
 
     On a 128 x 128 input the levels have 256 + 64 + 16 + 4 + 1 = 341 locations. A 3x3 convolution
     from 64 to c channels costs 9 * 64 * c: two towers (64 each), 3 classes, 4 sides, 1 centerness.

@@ -1,4 +1,4 @@
-"""Settings in the state dict: which travel, and what older state dicts do."""
+"""Settings in the state dict, and older state dicts without them."""
 
 import copy
 
@@ -95,7 +95,7 @@ def test_a_channel_order_that_can_not_be_converted(models, cfg):
 
 
 def test_a_proposal_network_carries_its_own(tiny_cfg):
-    """In Detectron2's meta architectures the proposal generator's travel, not the pixels'."""
+    """In Detectron2's meta architectures only those of our own modules are stored."""
     tiny_cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     other = tiny_cfg.clone()
     other.merge_from_list([x for pair in OTHER.items() for x in pair])
@@ -108,7 +108,7 @@ def test_a_proposal_network_carries_its_own(tiny_cfg):
 
 
 def test_encoding():
-    """Always of one length: Detectron2's checkpointers drop tensors of another shape."""
+    """One length: Detectron2's checkpointers drop tensors of another shape."""
     for value in ({}, {"a": 0.5, "b": None, "c": [1, "x"]}):
         state = encode_settings(value)
         assert state.shape == (256,) and decode_settings(state) == value

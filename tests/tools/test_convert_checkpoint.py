@@ -43,7 +43,7 @@ def test_it_runs_as_a_command(src, tmp_path):
     assert read_info(str(tmp_path / "b.pth")).num_classes == 4
 
 
-def test_it_prints_what_became_of_everything(call, src, tmp_path):
+def test_report(call, src, tmp_path):
     (tmp_path / "names.txt").write_text("ball\nbox\n\ncone\n")
     dst = tmp_path / "b.pth"
     options = ("--opts", "MODEL.FCOS.SCORE_THRESH_TEST", "0.3")

@@ -158,7 +158,7 @@ def test_the_config_of_mmdet_3(make_state):
     assert converted.notes == []
 
 
-def test_what_a_config_leaves_out_is_mmdets_default(make_state):
+def test_options_missing_in_a_config_are_mmdets_defaults(make_state):
     converted = read(make_state, make_config(style="caffe", rgb=False))
     wanted = {
         "INPUT.FORMAT": "BGR",
@@ -223,7 +223,7 @@ def test_a_type_with_its_modules_or_a_class(make_state, name):
         read(make_state, text.replace("'FCOSHead'", name.replace("FCOSHead", "NASFCOSHead")))
 
 
-def test_what_is_unreadable_in_a_config_is_left_out(make_state):
+def test_unreadable_entries_of_a_config_are_skipped(make_state):
     head = "norm_on_bbox=True, regress_ranges=((-1, 64), (64, float('inf'))),"
     converted = read(make_state, make_config(head=head))
     assert converted.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "relu"
@@ -265,13 +265,13 @@ def test_without_a_config_biases_before_norms_tell_the_recipe(make_state):
     assert no_norm.cfg["MODEL.FCOS.BOX_ACTIVATION"] == "exp"
 
 
-def test_overrides_go_before_it(make_state):
+def test_overrides(make_state):
     overrides = {"MODEL.FCOS.BOX_ACTIVATION": "relu", "MODEL.PIXEL_MEAN": [1.0, 2.0, 3.0]}
     cfg = convert(make_state("mmdet"), overrides=overrides).cfg
     assert {key: cfg[key] for key in overrides} == overrides
 
 
-def test_the_config_is_not_run(make_state, tmp_path):
+def test_the_config_is_not_executed(make_state, tmp_path):
     path = tmp_path / "ran"
     text = f"model = dict(bbox_head=dict(x=open({str(path)!r}, 'w')), "
     text += "neck=dict(relu_before_extra_convs=True))\n"
@@ -296,7 +296,7 @@ def test_the_config_is_not_run(make_state, tmp_path):
         ("pad_size_divisor=32,", "", "to multiples of 1 pixels"),  # the default
     ],
 )
-def test_differences_in_detail_are_said(make_state, old, new, note):
+def test_differences_in_detail_are_noted(make_state, old, new, note):
     (said,) = read(make_state, make_config().replace(old, new)).notes
     assert note in said
     assert read(make_state, make_config()).notes == []
@@ -327,13 +327,10 @@ def test_configs_of_other_networks_are_refused(make_state, what, message):
         read(make_state, make_config(**what))
 
 
-def test_usual_options_may_be_in_a_config(make_state):
+def test_supported_options_may_be_in_a_config(make_state):
     head = "norm_cfg=dict(type='GN', num_groups=32), loss_cls=dict(use_sigmoid=True),"
     relu = "True, act_cfg=None, upsample_cfg=dict(mode='nearest')"
     assert read(make_state, make_config(head=head, relu=relu)).notes == []
-
-
-def test_another_head_or_other_strides_are_refused(make_state):
     text = make_config().replace("FCOSHead", "NASFCOSHead").replace("[8, 16", "[4, 16")
     with pytest.raises(
         ValueError, match=r"is a NASFCOSHead; its strides are \[4, 16, 32, 64, 128\]"
@@ -342,18 +339,14 @@ def test_another_head_or_other_strides_are_refused(make_state):
 
 
 @pytest.mark.parametrize(
-    "meta",
+    ("meta", "names"),
     [
-        {"CLASSES": ("a", "b", "c")},
-        {"dataset_meta": {"classes": ("a", "b", "c"), "palette": [(1, 2, 3)]}},
-        {"dataset_meta": {"CLASSES": ["a", "b", "c"]}},
+        ({"CLASSES": ("a", "b", "c")}, ["a", "b", "c"]),
+        ({"dataset_meta": {"classes": ("a", "b", "c"), "palette": [(1, 2, 3)]}}, ["a", "b", "c"]),
+        ({"dataset_meta": {"CLASSES": ["a", "b", "c"]}}, ["a", "b", "c"]),
+        ({"CLASSES": "person"}, ["person"]),
     ],
 )
-def test_class_names_are_in_the_file(make_state, meta):
-    assert convert({"state_dict": make_state("mmdet"), "meta": meta}).class_names == ["a", "b", "c"]
-
-
-def test_a_single_class_is_a_name(make_state):
-    meta = {"CLASSES": "person"}
-    checkpoint = {"state_dict": make_state("mmdet", num_classes=1), "meta": meta}
-    assert convert(checkpoint).class_names == ["person"]
+def test_class_names_are_in_the_file(make_state, meta, names):
+    state = make_state("mmdet", num_classes=len(names))
+    assert convert({"state_dict": state, "meta": meta}).class_names == names
