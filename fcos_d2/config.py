@@ -192,6 +192,12 @@ def update_names(cfg: CN) -> None:
         logger.info("MODEL.BACKBONE.NAME %s was renamed to %s.", old, _RENAMED_BACKBONES[old])
 
 
+def check_option(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise a ``ValueError`` if the value of a config key is not a known one."""
+    if value not in known:
+        raise ValueError(f"{key} is {value!r}, not one of {known}.")
+
+
 def get_num_classes(cfg: CN) -> int:
     """Return ``MODEL.FCOS.NUM_CLASSES`` or, for -1, the number of classes of DATASETS.TRAIN.
 

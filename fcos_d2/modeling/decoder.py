@@ -1,4 +1,4 @@
-"""`FCOSDecoder`: predictions at locations to detected `Instances`."""
+"""`FCOSDecoder`: head outputs to detected `Instances`."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..config import check_option
 from .locations import Locations
 
 
 class FCOSDecoder:
     """Score, select, decode, clip and suppress (paper, section 3.1, "inference").
 
-    All images and levels go through each step together. Only locations whose best class is above
-    the threshold are looked at class by class.
+    Each step but NMS processes all images and levels of the batch at once.
     """
 
     @configurable
@@ -32,31 +32,26 @@ class FCOSDecoder:
         clip_before_nms: bool = True,
         min_box_size: float = 0.0,
     ):
-        """Fix the rules and the limits.
+        """Set the rules and the limits.
 
         Args:
-            score: the score that is reported: "sqrt", the square root of class probability times
-                quality, or "product", that itself; without a quality it is the class probability.
-            score_thresh: candidates need more than this.
-            score_thresh_on: of "score", the one that is reported, or of "cls", the class
-                probability.
-            topk_candidates: best candidates kept per level before NMS.
-            topk_on: best by "score" or by "cls".
-            nms_thresh: IoU above which the lower of two boxes of one class is suppressed.
-            max_detections: detections per image; ties never return more.
-            clip_before_nms: clip boxes to the image before NMS; else after the limit.
-            min_box_size: width and height have to be larger, in pixels.
+            score: reported score: "product" of class probability and quality, or "sqrt", its
+                square root. Without a quality both are the class probability.
+            score_thresh: candidates must be above this.
+            score_thresh_on: "score" compares the reported score, "cls" the class probability.
+            topk_candidates: maximum number of candidates per level before NMS.
+            topk_on: "score" or "cls", by which these are chosen.
+            nms_thresh: IoU above which the lower-scored of two boxes of a class is suppressed.
+            max_detections: maximum number of detections per image, also with equal scores.
+            clip_before_nms: clip boxes to the image before NMS instead of after it.
+            min_box_size: width and height, in pixels, must be larger.
 
         Raises:
             ValueError: an unknown option.
         """
-        for key, value, known in (
-            ("SCORE", score, ("sqrt", "product")),
-            ("SCORE_THRESH_ON", score_thresh_on, ("score", "cls")),
-            ("TOPK_ON", topk_on, ("score", "cls")),
-        ):
-            if value not in known:
-                raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
+        check_option("MODEL.FCOS.SCORE", score, ("sqrt", "product"))
+        check_option("MODEL.FCOS.SCORE_THRESH_ON", score_thresh_on, ("score", "cls"))
+        check_option("MODEL.FCOS.TOPK_ON", topk_on, ("score", "cls"))
         self.score = score
         self.score_thresh = score_thresh
         self.score_thresh_on = score_thresh_on
@@ -250,11 +245,11 @@ def nms_by_class(
 
 
 def decode_boxes(points: Tensor, strides: Tensor, ltrb: Tensor) -> Tensor:
-    """Boxes (R, 4), XYXY pixels, of points (R, 2), strides (R,), distances in strides (R, 4)."""
+    """Boxes (R, 4), XYXY pixels, from points (R, 2), strides (R,) and ltrb (R, 4) in strides."""
     ltrb = ltrb * strides[:, None]
     return torch.cat((points - ltrb[:, :2], points + ltrb[:, 2:]), dim=1)
 
 
 def encode_boxes(points: Tensor, strides: Tensor, boxes: Tensor) -> Tensor:
-    """Distances l, t, r, b in strides (R, 4), the inverse of :func:`decode_boxes`."""
+    """Distances l, t, r, b in strides (R, 4); the inverse of :func:`decode_boxes`."""
     return torch.cat((points - boxes[:, :2], boxes[:, 2:] - points), dim=1) / strides[:, None]

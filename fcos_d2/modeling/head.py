@@ -1,4 +1,4 @@
-"""The FCOS head: two towers shared over the levels; class logits, box distances, quality."""
+"""`FCOSHead`: class logits, box distances and quality from towers shared by all levels."""
 
 import math
 
@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, cat, get_norm
 from torch import Tensor, nn
 
-from ..config import get_num_classes
+from ..config import check_option, get_num_classes
 from .saved_settings import SavedSettings
 
 
@@ -28,7 +28,7 @@ QUALITIES = ("centerness", "iou", "none")
 
 
 class _Tower(nn.ModuleList):
-    """Convolution, norm, ReLU, repeated; a list of norms holds one for each level."""
+    """Repeated convolution, norm and ReLU; a ``ModuleList`` holds one norm per level."""
 
     def forward(self, x: Tensor, level: int) -> Tensor:
         for module in self:
@@ -39,10 +39,10 @@ class _Tower(nn.ModuleList):
 def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> _Tower:
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        # GroupNorm does not take away a bias that differs inside a group: the bias stays useful.
+        # The bias is useful despite GroupNorm, which only removes the mean over a whole group.
         layers.append(nn.Conv2d(channels, channels, 3, padding=1))
         if "BN" in norm:
-            # The levels share the convolutions but not the statistics of what these give.
+            # Levels share the convolutions, but their outputs differ in statistics.
             layers.append(nn.ModuleList(get_norm(norm, channels) for _ in range(num_levels)))
         elif norm:
             layers.append(get_norm(norm, channels))
@@ -53,7 +53,7 @@ def _tower(channels: int, num_convs: int, norm: str, num_levels: int) -> _Tower:
 def _flatten(maps: list[Tensor]) -> Tensor:
     """Join per-level maps (N, C, H_l, W_l) to (N, L, C), finest level first, row by row.
 
-    Each map is copied as it lies in memory, channels first or last, and nothing is permuted.
+    Each map is copied in its memory format, channels first or last, without a permutation.
     """
     if maps[0].is_contiguous(memory_format=torch.channels_last):
         return cat([x.permute(0, 2, 3, 1).flatten(1, 2) for x in maps], dim=1)
@@ -61,7 +61,7 @@ def _flatten(maps: list[Tensor]) -> Tensor:
 
 
 class FCOSHead(SavedSettings):
-    """The head of FCOS (paper, section 3.2 and figure 2), one for all levels."""
+    """Head of FCOS (paper, section 3.2 and figure 2), shared by all levels."""
 
     saved_settings = ("box_activation", "centerness_on_cls")
 
@@ -84,40 +84,36 @@ class FCOSHead(SavedSettings):
         """Build the towers and the three predictors.
 
         Args:
-            input_shape: channels and stride of each level's feature map; all have the same
-                channels.
+            input_shape: channels and stride per level; all levels have the same channels.
             num_classes: number of foreground classes K.
-            num_shared_convs: 3x3 convolutions before the two towers part.
+            num_shared_convs: 3x3 convolutions shared by both towers.
             num_cls_convs: 3x3 convolutions in the classification tower.
             num_box_convs: 3x3 convolutions in the box tower.
-            norm: normalisation in the towers, as :func:`detectron2.layers.get_norm` names it;
-                an empty string is none. Batch norms are one a level.
-            prior_prob: foreground probability that the class bias starts at.
-            quality: "centerness", "iou" or "none": what the extra branch is trained on; it is the
-                same branch for the first two.
+            norm: normalization in the towers, a name of :func:`detectron2.layers.get_norm`; empty
+                for none. There is one BatchNorm per level.
+            prior_prob: initial foreground probability, set through the class bias.
+            quality: target of the quality branch, "centerness" or "iou"; "none" omits the branch.
             centerness_on_cls: predict the quality from the classification tower.
             box_activation: "relu" gives distances in strides, "exp" in pixels.
             use_scale: multiply each level's regression by a learned scalar.
 
         Raises:
-            ValueError: no class, levels of different channels, channels that GN can't divide, or
-                an unknown option.
+            ValueError: no class, levels of different channels, channels that are not divisible for
+                GN, or an unknown option.
         """
         super().__init__()
         channels = _common_channels(input_shape)
         if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}: FCOS needs at least one class.")
+            raise ValueError(
+                f"MODEL.FCOS.NUM_CLASSES is {num_classes}: FCOS needs at least one class."
+            )
         if norm == "GN" and channels % 32:
             raise ValueError(
-                f"GroupNorm has 32 groups, which do not divide {channels} channels: set "
+                f"GroupNorm has 32 groups, but {channels} channels are not a multiple of 32: set "
                 "MODEL.FPN.OUT_CHANNELS to a multiple of 32, or MODEL.FCOS.NORM to another norm."
             )
-        if box_activation not in BOX_ACTIVATIONS:
-            raise ValueError(
-                f"MODEL.FCOS.BOX_ACTIVATION is {box_activation!r}, not one of {BOX_ACTIVATIONS}."
-            )
-        if quality not in QUALITIES:
-            raise ValueError(f"MODEL.FCOS.QUALITY is {quality!r}, not one of {QUALITIES}.")
+        check_option("MODEL.FCOS.BOX_ACTIVATION", box_activation, BOX_ACTIVATIONS)
+        check_option("MODEL.FCOS.QUALITY", quality, QUALITIES)
         num_levels = len(input_shape)
         self.share_tower = _tower(channels, num_shared_convs, norm, num_levels)
         self.cls_tower = _tower(channels, num_cls_convs, norm, num_levels)
@@ -133,7 +129,7 @@ class FCOSHead(SavedSettings):
         self._initialize(prior_prob)
 
     def _initialize(self, prior_prob: float) -> None:
-        """Small random weights, and a class bias that makes nearly everything background."""
+        """Draw small random weights, and set the class bias to the prior."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -163,7 +159,7 @@ class FCOSHead(SavedSettings):
         """Predict at every location.
 
         Args:
-            features: one (N, C, H_l, W_l) map a level, finest first.
+            features: one (N, C, H_l, W_l) map per level, finest first.
 
         Returns:
             With L the number of locations of all levels:
@@ -171,7 +167,7 @@ class FCOSHead(SavedSettings):
             - logits (N, L, K), before the sigmoid.
             - ltrb (N, L, 4), distances to the left, top, right and bottom side in units of the
               location's stride, not negative.
-            - quality (N, L), before the sigmoid; None without that branch.
+            - quality (N, L), before the sigmoid; None without a quality branch.
         """
         logits, ltrb, quality = [], [], []
         for level, feature in enumerate(features):
@@ -185,12 +181,12 @@ class FCOSHead(SavedSettings):
         return _flatten(logits), _flatten(ltrb), _flatten(quality).squeeze(2) if quality else None
 
     def _distances(self, regression: Tensor, level: int) -> Tensor:
-        """Distances in strides, from what the predictor gives for one level."""
+        """Convert one level's regression to distances in strides."""
         if self.scales is not None:
             regression = self.scales[level](regression)
         if self.box_activation == "relu":
             return regression.relu()
-        # In half precision the exponential overflows above 11 (fp16), at a box of 60000 pixels.
+        # In float32: in float16 the exponential overflows above 11.
         return regression.float().exp() / self.strides[level]
 
 
@@ -198,7 +194,7 @@ def _common_channels(input_shape: list[ShapeSpec]) -> int:
     channels = {shape.channels for shape in input_shape}
     if len(channels) != 1:
         raise ValueError(
-            "One head serves all levels, so they need the same number of channels; got "
+            "The head is shared by all levels, which must have the same number of channels; got "
             f"{[shape.channels for shape in input_shape]}."
         )
     return channels.pop()

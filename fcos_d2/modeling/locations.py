@@ -1,4 +1,4 @@
-"""The grid of locations: where each cell of each feature map sits in the image."""
+"""The grid of locations: image position of each cell of each feature map."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Locations:
         points: (L, 2) float32, (x, y) in input pixels.
         strides: (L,) float32, the stride of each location's level in pixels.
         level_sizes: (height, width) of each level's feature map.
-        level_strides: the stride of each level: the unit of its distances.
-        level_steps: pixels between two rows and between two columns of each level.
-        offset: position of a location inside its cell, in strides.
+        level_strides: the stride of each level, the unit of its distances.
+        level_steps: pixels between neighboring rows and columns of each level.
+        offset: position of a location in its cell, in strides.
     """
 
     points: Tensor
@@ -32,13 +32,13 @@ class Locations:
         """Number of locations of each level."""
         return [height * width for height, width in self.level_sizes]
 
-    def level_of(self, place: Tensor) -> Tensor:
+    def level_of(self, index: Tensor) -> Tensor:
         """Level, 0 for the finest, of each index of a location."""
-        level = torch.zeros_like(place)
+        level = torch.zeros_like(index)
         start = 0
         for length in self.level_lengths[:-1]:
             start += length
-            level += place >= start
+            level += index >= start
         return level
 
 
@@ -49,17 +49,17 @@ def compute_locations(
     device: torch.device | str = "cpu",
     image_size: tuple[int, int] | None = None,
 ) -> Locations:
-    """Location (i, j) of a level with stride s is at ((j + offset) s, (i + offset) s).
+    """Place location (i, j) of a level with stride s at ((j + offset) s, (i + offset) s).
 
-    With ``image_size`` rows and columns are instead image size // map size apart, as torchvision's
-    ``AnchorGenerator`` has it: 7 cells over 416 pixels, at stride 64, are 59 apart.
+    With ``image_size`` the step is image size // map size instead of s, as in torchvision's
+    ``AnchorGenerator``: 7 cells over 416 pixels, at stride 64, are 59 pixels apart.
 
     Args:
         level_sizes: (height, width) of each feature map, finest first.
         level_strides: stride in pixels of each feature map.
         offset: 0.5 is the centre of a cell (FCOS, section 3.1); torchvision uses 0.
-        device: where the tensors live.
-        image_size: (height, width) of the padded batch, or None for steps of a stride.
+        device: device of the tensors.
+        image_size: (height, width) of the padded batch, or None for a step of one stride.
     """
     points, strides, steps = [], [], []
     for (height, width), stride in zip(level_sizes, level_strides, strict=True):

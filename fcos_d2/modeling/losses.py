@@ -1,7 +1,8 @@
-"""The three losses of FCOS: small pure functions, then their sum.
+"""The three losses of FCOS.
 
-Boxes are given by their distances (l, t, r, b) from one location that prediction and target share.
-The unit is free: every box loss is the same whatever the distances are measured in.
+Boxes are given by their distances (l, t, r, b) from the location that prediction and target share,
+in any unit: the box losses are invariant to scale. (torchvision.ops has the same losses on corners;
+its GIoU and CIoU differ from these in the last bits of float32, which resumed trainings would see.)
 """
 
 import math
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..config import check_option
 from .focal_loss import sigmoid_focal_loss
 
 BOX_LOSSES = ("giou", "iou", "diou", "ciou")
@@ -20,7 +22,7 @@ _EPS = 1e-7
 
 
 def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
-    """Loss of each predicted box against its target, from distances to one common location.
+    """Loss (P,) of each predicted box against its target.
 
     Args:
         pred: (P, 4) distances l, t, r, b, not negative.
@@ -28,14 +30,10 @@ def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
         kind: "iou" is -ln IoU (FCOS, equation 2, after UnitBox), "giou" is 1 - GIoU (Rezatofighi
             et al. 2019), "diou" and "ciou" are 1 - DIoU and 1 - CIoU (Zheng et al. 2020).
 
-    Returns:
-        (P,), one loss a box.
-
     Raises:
         ValueError: unknown kind.
     """
-    if kind not in BOX_LOSSES:
-        raise ValueError(f"MODEL.FCOS.BOX_LOSS is {kind!r}; it has to be one of {BOX_LOSSES}.")
+    check_option("MODEL.FCOS.BOX_LOSS", kind, BOX_LOSSES)
     iou, union = _iou_and_union(pred, target)
     if kind == "iou":
         return -iou.clamp(min=_EPS).log()
@@ -54,7 +52,7 @@ def box_loss(pred: Tensor, target: Tensor, kind: str = "giou") -> Tensor:
         pred_size[:, 0] / (pred_size[:, 1] + _EPS)
     )
     v = 4 / math.pi**2 * angle.square()
-    with torch.no_grad():  # the paper treats the trade-off as a constant
+    with torch.no_grad():  # constant in the paper as well
         trade_off = v / (1 - iou + v + _EPS)
     return loss + trade_off * v
 
@@ -65,7 +63,7 @@ def _size(ltrb: Tensor) -> Tensor:
 
 
 def _iou_and_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    # Both boxes contain the location, so the sides overlap from it in each direction.
+    # Both boxes contain the location, so they overlap by the smaller distance on each side.
     intersection = _size(torch.minimum(pred, target)).prod(1)
     union = _size(pred).prod(1) + _size(target).prod(1) - intersection
     return intersection / (union + _EPS), union
@@ -74,7 +72,7 @@ def _iou_and_union(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def iou_targets(pred: Tensor, target: Tensor) -> Tensor:
     """IoU (P,) of predicted boxes with their targets, both (P, 4), without a gradient.
 
-    The plain ratio of the areas: AdelaiDet adds 1 to both, in strides, which favours small boxes.
+    AdelaiDet adds 1 square stride to intersection and union, which favours small boxes.
     """
     with torch.no_grad():
         return _iou_and_union(pred, target)[0]
@@ -92,7 +90,7 @@ def centerness_targets(ltrb: Tensor) -> Tensor:
 
 
 def binary_entropy(p: Tensor) -> Tensor:
-    """Entropy in nats of Bernoulli variables, elementwise: the least that BCE can be for ``p``."""
+    """Entropy in nats of Bernoulli variables, elementwise: the minimum of BCE for targets ``p``."""
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
 
 
@@ -118,12 +116,8 @@ class LossOptions:
     gamma: float = 2.0
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("BOX_LOSS", self.box_loss, BOX_LOSSES),
-            ("BOX_LOSS_WEIGHT", self.box_loss_weight, ("none", "centerness")),
-        ):
-            if value not in known:
-                raise ValueError(f"MODEL.FCOS.{key} is {value!r}, not one of {known}.")
+        check_option("MODEL.FCOS.BOX_LOSS", self.box_loss, BOX_LOSSES)
+        check_option("MODEL.FCOS.BOX_LOSS_WEIGHT", self.box_loss_weight, ("none", "centerness"))
 
 
 class FCOSLosses(NamedTuple):
@@ -174,9 +168,10 @@ def fcos_losses(
         pred_ltrb = _at_least_float32(ltrb[positive])
         ctr_targets = centerness_targets(target_ltrb)
         num_pos = target_ltrb.new_full((), len(target_ltrb))
-        total_pos, total_weight = _sum_over_ranks(
-            torch.stack((num_pos, ctr_targets.sum())).float()
-        ).unbind()
+        totals = torch.stack((num_pos, ctr_targets.sum())).float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(totals)
+        total_pos, total_weight = totals.unbind()
         # The minimum applies to the total: with a minimum of 1 per rank, two ranks without a
         # positive would have half the gradient of one process.
         normalizer = total_pos.clamp(min=1.0) / comm.get_world_size()
@@ -200,13 +195,6 @@ def fcos_losses(
     return FCOSLosses(loss_cls, loss_box, loss_quality, num_pos, excess)
 
 
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if comm.get_world_size() > 1:
-        values = values.clone()
-        torch.distributed.all_reduce(values)
-    return values
-
-
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Half precision to float32; float32 and float64 as they are."""
+    """Convert half precision to float32; return float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

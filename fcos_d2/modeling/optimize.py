@@ -1,4 +1,4 @@
-"""`optimize_for_inference`: a copy of a trained model that detects the same, faster."""
+"""`optimize_for_inference`: a faster copy of a trained model with the same detections."""
 
 import copy
 import logging
@@ -30,32 +30,31 @@ def optimize_for_inference(
     fold_bn: bool = True,
     compile: bool = False,
 ) -> nn.Module:
-    """Copy a model for inference alone.
+    """Copy a model for inference only.
 
-    The backbone and the head compute in ``dtype``, all but the last convolution of the classes: it
-    and the decoder stay in float32. Scores rounded to half precision are often equal, so that their
-    order is lost.
+    Backbone and head compute in ``dtype``, except for the convolution that predicts the classes:
+    it and the decoder stay in float32, because scores rounded to half precision are often equal
+    and lose their order.
 
     Args:
-        model: an :class:`FCOS`, or another of Detectron2's meta architectures with a
-            :class:`FCOSProposalGenerator`: a ``ProposalNetwork``, or a ``GeneralizedRCNN``, whose
-            ROI heads take float32 alone. It is not changed.
+        model: an :class:`FCOS`, or another meta architecture of Detectron2 with a
+            :class:`FCOSProposalGenerator`: ``ProposalNetwork`` or, in float32 only,
+            ``GeneralizedRCNN``. It is not modified.
         dtype: float32, bfloat16, or float16 on CUDA.
-        channels_last: keep weights and feature maps channel after channel at each pixel; False
-            leaves the weights as they lie.
-        fold_bn: make batch norms, trained and frozen ones, part of the convolutions before them:
-            those of Detectron2's ``Conv2d`` and those of the head. Other norms stay.
-        compile: compile backbone and head at the first image, for any number of images and any
-            size, by ``torch.compile``. On the CPU that needs a C++ compiler and Python's headers,
-            on CUDA Triton. It is compiled again for a batch of one, for feature maps that are one
-            cell high or wide and, on the CPU, where a feature map passes the size from which
-            PyTorch has another convolution for it: 80 cells with 256 channels.
+        channels_last: convert weights, and so feature maps, to channels-last memory format.
+        fold_bn: fold trained and frozen batch norms of Detectron2's ``Conv2d`` and of the head
+            into the preceding convolutions. Other norms stay.
+        compile: compile backbone and head at the first image with ``torch.compile``, for any batch
+            and image size. On the CPU this needs a C++ compiler and Python's headers, on CUDA
+            Triton. They are compiled again for a batch of one, for feature maps of height or width
+            1 and, on the CPU, above the size at which PyTorch switches to another convolution: 80
+            cells with 256 channels.
 
     Returns:
-        The copy, in eval mode; its parameters have no gradients.
+        The copy, in eval mode, without gradients.
 
     Raises:
-        ValueError: another model, or a precision that is unknown or that does not work there.
+        ValueError: an unsupported model, or a precision that the model or device does not support.
         RuntimeError: ``torch.compile`` does not work here.
     """
     _check_model(model, dtype)
@@ -69,7 +68,7 @@ def optimize_for_inference(
     if dtype != torch.float32:
         _set_precision(model, dtype)
     if channels_last:
-        # The images need no hook: a convolution takes the memory format of its weights.
+        # Images need no conversion: the first convolution outputs the format of its weights.
         model.to(memory_format=torch.channels_last)
     if compile:
         model.get_submodule("backbone").compile(dynamic=True)
@@ -102,9 +101,9 @@ def _fcos_head(model: nn.Module) -> FCOSHead:
     head = getattr(getattr(model, "proposal_generator", None), "head", None)
     if not isinstance(head, FCOSHead) or not hasattr(model, "backbone"):
         raise ValueError(
-            f"A {type(model).__name__} can't be optimized for inference (TEST.OPTIMIZE): it has no "
-            "`backbone` or no `proposal_generator` with an FCOSHead. A model wrapped for "
-            "distributed training is its `.module`."
+            f"{type(model).__name__} cannot be optimized for inference (TEST.OPTIMIZE): it has no "
+            "`backbone` or no `proposal_generator` with an FCOSHead. Pass `.module` of a model "
+            "that is wrapped for distributed training."
         )
     return head
 
@@ -115,7 +114,7 @@ def _check_model(model: nn.Module, dtype: torch.dtype) -> None:
         raise ValueError(f"dtype is {dtype}, not one of {tuple(PRECISIONS.values())}.")
     if hasattr(model, "roi_heads") and dtype != torch.float32:
         raise ValueError(
-            f"The ROI heads of a {type(model).__name__} take features of float32, not {dtype}: set "
+            f"The ROI heads of {type(model).__name__} need float32 features, not {dtype}: set "
             "TEST.OPTIMIZE to 'float32'."
         )
 
@@ -133,7 +132,7 @@ def _check_precision(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Whether it computes in bfloat16; True where PyTorch does not say."""
+    """Whether the device computes in bfloat16; True if PyTorch does not tell."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # recent PyTorch
@@ -143,7 +142,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile something small: nothing else says for sure that the tools are there."""
+    """Compile a tiny function: the only reliable test of the tools."""
     try:
         torch.compile(lambda x: x.relu() + 1)(torch.zeros(8, device=device))
     except Exception as error:  # of Dynamo, Inductor, the compiler, the linker
@@ -165,7 +164,7 @@ def _fold_batch_norms(model: nn.Module) -> None:
 
 
 def _folded_tower(tower: nn.ModuleList) -> nn.ModuleList:
-    """A convolution and the batch norm of each level become one convolution a level."""
+    """Replace a convolution and its per-level batch norms by one convolution per level."""
     layers: list[nn.Module] = []
     for layer in tower:
         if isinstance(layer, nn.ModuleList) and all(_is_fixed_batch_norm(x) for x in layer):
@@ -179,7 +178,7 @@ def _folded_tower(tower: nn.ModuleList) -> nn.ModuleList:
 
 def _is_fixed_batch_norm(norm: nn.Module | None) -> bool:
     kinds = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm)
-    # Without statistics it takes those of the batch, in eval mode too.
+    # Without running statistics it uses those of the batch, also in eval mode.
     return isinstance(norm, kinds) and norm.running_mean is not None
 
 
@@ -197,7 +196,7 @@ def _fold(conv: nn.Conv2d, norm: Any) -> nn.Conv2d:
 
 
 def _set_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put backbone and head into ``dtype``; what follows another precision casts its input."""
+    """Convert backbone and head to ``dtype``; modules after a change of precision cast inputs."""
     backbone, head = model.get_submodule("backbone"), _fcos_head(model)
     for module in (backbone, head):
         module.to(dtype)

@@ -1,4 +1,4 @@
-"""The ROI-free proposal head: locations, head, matcher, losses and decoder put together."""
+"""`FCOSProposalGenerator`: locations, head, matcher, losses and decoder in one module."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from ..config import check_option
 from .decoder import FCOSDecoder, encode_boxes
 from .head import FCOSHead
 from .locations import Locations, compute_locations
@@ -20,7 +21,7 @@ from .saved_settings import SavedSettings
 
 
 class Predictions(NamedTuple):
-    """What the head says at the L locations of N images.
+    """Head outputs at L locations of N images.
 
     Attributes:
         locations: the grid.
@@ -39,9 +40,9 @@ class Predictions(NamedTuple):
 class FCOSProposalGenerator(SavedSettings):
     """FCOS on any backbone's feature maps.
 
-    Called as a module it is a region proposal network under Detectron2's interface, for
-    ``GeneralizedRCNN`` and ``ProposalNetwork``. :class:`FCOS` needs no second stage and takes
-    the detections themselves: :meth:`predict`, then :meth:`losses` or :meth:`detect`.
+    Called as a module it is a region proposal network with Detectron2's interface, for
+    ``GeneralizedRCNN`` and ``ProposalNetwork``. :class:`FCOS` has no second stage and uses
+    :meth:`predict`, then :meth:`losses` or :meth:`detect`.
     """
 
     saved_settings = ("location_offset", "location_step")
@@ -65,34 +66,31 @@ class FCOSProposalGenerator(SavedSettings):
         focal_loss_alpha: float = 0.25,
         focal_loss_gamma: float = 2.0,
     ):
-        """Put the parts together.
+        """Assemble the parts.
 
         Args:
             in_features: names of the feature maps to use, finest first.
-            strides: stride of each of them.
-            head: see :class:`FCOSHead` for its interface.
-            matcher: ground truth to locations.
-            decoder: predictions to detections.
-            proposal_decoders: predictions to proposals, in training and in testing; needed where
-                the module is called as a proposal generator.
-            proposal_loss_weight: weight of the losses there.
+            strides: their strides.
+            head: a module with the interface of :class:`FCOSHead`.
+            matcher: matches ground truth to locations.
+            decoder: decodes detections.
+            proposal_decoders: decode proposals, in training and in testing; required if the module
+                is called as a proposal generator.
+            proposal_loss_weight: weight of the losses in that case.
             location_offset: position of a location in its cell, in strides.
             location_step: "stride" or "image", see :func:`compute_locations`.
-            quality: what the head's extra branch is trained on: "centerness", "iou" or "none".
-            box_loss: "giou", "iou", "diou" or "ciou".
-            box_loss_weight: "none" or "centerness".
-            focal_loss_alpha: weight of the positive class.
-            focal_loss_gamma: exponent of the focal loss.
+            quality: target of the quality branch: "centerness", "iou" or "none".
+            box_loss: see :func:`box_loss`.
+            box_loss_weight: "none" or "centerness", see :class:`LossOptions`.
+            focal_loss_alpha: see :func:`sigmoid_focal_loss`.
+            focal_loss_gamma: see :func:`sigmoid_focal_loss`.
 
         Raises:
-            ValueError: an unknown option, feature maps that are not finest first, or not one
-                range of sizes for each of them.
+            ValueError: an unknown option, feature maps that are not finest first, or a number of
+                size ranges that differs from the number of feature maps.
         """
         super().__init__()
-        if location_step not in ("stride", "image"):
-            raise ValueError(
-                f"MODEL.FCOS.LOCATION_STEP is {location_step!r}, not one of ('stride', 'image')."
-            )
+        check_option("MODEL.FCOS.LOCATION_STEP", location_step, ("stride", "image"))
         _check_levels(in_features, strides, len(matcher.ranges))
         self.in_features = in_features
         self.strides = strides
@@ -109,10 +107,10 @@ class FCOSProposalGenerator(SavedSettings):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Map ``cfg.MODEL.FCOS``, and for proposals ``cfg.MODEL.RPN``, to the arguments."""
+        """Map ``cfg.MODEL.FCOS`` and, for proposals, ``cfg.MODEL.RPN`` to the arguments."""
         in_features = list(cfg.MODEL.FCOS.IN_FEATURES)
         if not in_features:
-            raise ValueError("MODEL.FCOS.IN_FEATURES names no feature map.")
+            raise ValueError("MODEL.FCOS.IN_FEATURES is empty: name the feature maps of the head.")
         missing = [name for name in in_features if name not in input_shape]
         if missing:
             raise ValueError(
@@ -153,8 +151,8 @@ class FCOSProposalGenerator(SavedSettings):
             gt_instances: in training, see :meth:`losses`.
 
         Returns:
-            The proposals of each image, see :meth:`propose`; and in training the losses, under
-            names that the losses of ROI heads don't have (``loss_fcos_cls``, ...).
+            The proposals of each image, see :meth:`propose`, and in training the losses, whose
+            names differ from those of ROI heads (``loss_fcos_cls``, ...).
         """
         predictions = self.predict(images, features)
         losses = {}
@@ -184,8 +182,7 @@ class FCOSProposalGenerator(SavedSettings):
         image_size: tuple[int, int] | None,
         like: Tensor,
     ) -> Locations:
-        # What is traced or compiled has tensors or symbols for sizes, and may have fake tensors: it
-        # leaves nothing behind.
+        # Do not cache under tracing or compilation, where sizes and tensors may be symbolic.
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         compute = _known_locations if type(like) is Tensor and not traced else _new_locations
         return compute(
@@ -202,14 +199,16 @@ class FCOSProposalGenerator(SavedSettings):
     def propose(
         self, predictions: Predictions, image_sizes: list[tuple[int, int]]
     ) -> list[Instances]:
-        """Decode proposals: each location's best class, then NMS that knows no class.
+        """Decode proposals: the best class of each location, then class-agnostic NMS.
 
         Returns:
             For each image ``proposal_boxes`` (XYXY pixels of the network's input, clipped to it)
-            and ``objectness_logits``, the score before a sigmoid, best first.
+            and ``objectness_logits``, the logit of the score, best first.
         """
         if self.proposal_decoders is None:
-            raise ValueError("This FCOSProposalGenerator was built without proposal_decoders.")
+            raise ValueError(
+                "This FCOSProposalGenerator has no proposal_decoders: pass them to its constructor."
+            )
         decoder = self.proposal_decoders[0 if self.training else 1]
         best_class = predictions._replace(logits=predictions.logits.amax(dim=2, keepdim=True))
         return [
@@ -222,20 +221,20 @@ class FCOSProposalGenerator(SavedSettings):
         ]
 
     def losses(self, predictions: Predictions, gt_instances: list[Instances]) -> dict[str, Tensor]:
-        """Match the ground truth, return the losses and log what explains them.
+        """Match the ground truth, compute the losses and log ``fcos/*`` metrics.
 
         Args:
-            predictions: of N images.
+            predictions: head outputs of N images.
             gt_instances: for each image ``gt_boxes``, ``gt_classes`` and, optionally,
                 ``gt_ignore``.
 
         Returns:
-            ``loss_cls``, ``loss_box`` and, by the kind of quality, ``loss_ctr`` or ``loss_iou``.
+            ``loss_cls``, ``loss_box`` and, depending on the quality, ``loss_ctr`` or ``loss_iou``.
         """
         return self.matched_losses(predictions, self.matcher(predictions.locations, gt_instances))
 
     def matched_losses(self, predictions: Predictions, matches: Matches) -> dict[str, Tensor]:
-        """Return the losses of predictions whose ground truth is matched, see :meth:`losses`."""
+        """Compute the losses for given matches, see :meth:`losses`."""
         locations, logits, ltrb, quality = predictions
         positive = (matches.labels >= 0) & (matches.labels < logits.shape[2])
         image, location = positive.nonzero(as_tuple=True)
@@ -263,7 +262,7 @@ class FCOSProposalGenerator(SavedSettings):
 
 
 def _new_locations(*args: Any) -> Locations:
-    # Made under inference mode, they could not be used in training later.
+    # Tensors created in inference mode could not be used in training later.
     with torch.inference_mode(False):
         return compute_locations(*args)
 
@@ -272,7 +271,7 @@ _known_locations = functools.lru_cache(maxsize=64)(_new_locations)
 
 
 def _proposal_decoder(cfg: CfgNode, stage: str) -> FCOSDecoder:
-    """Limits of proposals under Detectron2's names; ``stage`` is "TRAIN" or "TEST"."""
+    """Build a decoder with the limits of Detectron2's RPN; ``stage`` is "TRAIN" or "TEST"."""
     return FCOSDecoder(
         score=cfg.MODEL.FCOS.SCORE,
         score_thresh=0.0,
@@ -286,13 +285,13 @@ def _proposal_decoder(cfg: CfgNode, stage: str) -> FCOSDecoder:
 def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -> None:
     if len(in_features) != len(strides):
         raise ValueError(
-            f"{len(in_features)} feature maps {list(in_features)} need as many strides, got "
-            f"{len(strides)} strides: {list(strides)}."
+            f"{len(in_features)} feature maps {list(in_features)} need {len(in_features)} strides, "
+            f"got {len(strides)}: {list(strides)}."
         )
     levels = dict(zip(in_features, strides, strict=True))
     if sorted(set(strides)) != list(strides):
         raise ValueError(
-            "MODEL.FCOS.IN_FEATURES has to name feature maps of increasing stride, finest first; "
+            "MODEL.FCOS.IN_FEATURES must name feature maps of increasing stride, finest first; "
             f"got {levels}."
         )
     if num_ranges != len(strides):
@@ -300,20 +299,20 @@ def _check_levels(in_features: list[str], strides: list[int], num_ranges: int) -
         raise ValueError(
             f"{len(strides)} feature maps (MODEL.FCOS.IN_FEATURES, strides {levels}) need "
             f"{len(strides) - 1} bounds in MODEL.FCOS.SIZES_OF_INTEREST, got {num_ranges - 1}. "
-            f"8 strides are usual: {usual}."
+            f"The usual bounds are 8 strides: {usual}."
         )
 
 
 def _log(metrics: dict[str, Tensor], gt_inds: Tensor, gt_ignore: Tensor) -> None:
-    """Put this rank's metrics and gt_covered into the event storage.
+    """Log this rank's metrics, and the share of boxes that have a positive location.
 
     Args:
         metrics: scalars by name.
-        gt_inds: (P,) row of the box of each positive location.
+        gt_inds: (P,) index of the box of each positive location.
         gt_ignore: (M,) bool.
     """
     covered = torch.zeros_like(gt_ignore).index_fill_(0, gt_inds, True)
-    # One transfer to the host for all of them.
+    # One host-device sync for all metrics.
     *values, num_covered, num_wanted = torch.stack(
         [x.float() for x in (*metrics.values(), covered.sum(), (~gt_ignore).sum())]
     ).tolist()

@@ -230,9 +230,9 @@ def test_deformable_resnet_trains(tiny_cfg, modulated):
         (["p2", "p3", "p4", "p5"], [32, 64, 128], r"IN_FEATURES names \['p2'\], but .*'p3'"),
         (["p3", "p5", "p4"], [64, 128], "increasing stride, finest first"),
         (["p3", "p3", "p4"], [64, 128], "increasing stride, finest first"),
-        ([], [], "IN_FEATURES names no feature map"),
+        ([], [], "IN_FEATURES is empty"),
         (P3_TO_P7[:3], [128, 64], r"SIZES_OF_INTEREST .*increasing, got \[128, 64\]"),
-        (P3_TO_P7[:3], [0, 64], "SIZES_OF_INTEREST has to be positive"),
+        (P3_TO_P7[:3], [0, 64], "SIZES_OF_INTEREST must be positive"),
     ],
 )
 def test_levels_strides_and_ranges_that_disagree(tiny_cfg, names, bounds, message):
@@ -248,5 +248,5 @@ def test_strides_that_the_backbone_does_not_have(tiny_cfg):
     in_python(backbone, P3_TO_P7, SIZES, strides=[8, 16, 32, 64, 128])
     with pytest.raises(ValueError, match="p6 with stride 48, but the backbone .*'p6': 64"):
         in_python(backbone, P3_TO_P7, SIZES, strides=[8, 16, 32, 48, 128])
-    with pytest.raises(ValueError, match=r"5 feature maps .*3 strides"):
+    with pytest.raises(ValueError, match=r"5 feature maps .* need 5 strides, got 3"):
         in_python(backbone, P3_TO_P7, SIZES, strides=[8, 16, 32])

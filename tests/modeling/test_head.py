@@ -139,7 +139,7 @@ def test_every_parameter_learns():
 
 
 def test_channels_that_group_norm_cannot_divide():
-    with pytest.raises(ValueError, match="32 groups.*48 channels"):
+    with pytest.raises(ValueError, match="32 groups, but 48 channels"):
         FCOSHead(input_shape=[ShapeSpec(channels=48, stride=8)], num_classes=3)
 
 

@@ -211,7 +211,7 @@ def test_other_meta_architectures(tiny_cfg, meta_arch):
         if reference.has(name):
             torch.testing.assert_close(ours.get(name), reference.get(name), rtol=1e-3, atol=1e-4)
     if meta_arch == "GeneralizedRCNN":
-        with pytest.raises(ValueError, match="ROI heads of a GeneralizedRCNN take .* 'float32'"):
+        with pytest.raises(ValueError, match="ROI heads of GeneralizedRCNN need .* 'float32'"):
             optimize_for_inference(model, torch.bfloat16)
     else:
         with torch.no_grad():
@@ -220,9 +220,9 @@ def test_other_meta_architectures(tiny_cfg, meta_arch):
 
 def test_what_can_not_be_optimized(tiny_cfg, monkeypatch, caplog):
     model = build_model(tiny_cfg)
-    with pytest.raises(ValueError, match="A Linear can't be optimized"):
+    with pytest.raises(ValueError, match="Linear cannot be optimized"):
         optimize_for_inference(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="A DataParallel can't be optimized .* its `.module`"):
+    with pytest.raises(ValueError, match="DataParallel cannot be optimized .* Pass `.module`"):
         optimize_for_inference(nn.DataParallel(model))
     with pytest.raises(ValueError, match=r"dtype is torch.float64, not one of"):
         optimize_for_inference(model, torch.float64)

@@ -312,7 +312,7 @@ def test_what_is_needed_for_proposals(rcnn_cfg):
     with pytest.raises(ValueError, match="'instances' in each input"):
         model([{"image": torch.zeros(3, 64, 64)}])
     model.proposal_generator.proposal_decoders = None
-    with pytest.raises(ValueError, match="without proposal_decoders"):
+    with pytest.raises(ValueError, match="has no proposal_decoders"):
         model.eval()([{"image": torch.zeros(3, 64, 64)}])
 
 

@@ -241,7 +241,7 @@ def test_nothing_found():
 
 @pytest.mark.parametrize(
     "meta_arch, advice",
-    [(GeneralizedRCNN, "GeneralizedRCNNWithTTA"), (ProposalNetwork, "a ProposalNetwork;")],
+    [(GeneralizedRCNN, "GeneralizedRCNNWithTTA"), (ProposalNetwork, "ProposalNetwork;")],
 )
 def test_other_models(meta_arch, advice):
     model = meta_arch.__new__(meta_arch)
@@ -252,7 +252,7 @@ def test_other_models(meta_arch, advice):
 
 def test_views_that_can_not_be_had():
     for sizes in ((), (-1, 30)):
-        with pytest.raises(ValueError, match="TEST.AUG.MIN_SIZES is .*name the shorter sides"):
+        with pytest.raises(ValueError, match="TEST.AUG.MIN_SIZES is .*set it to the shorter sides"):
             FCOSWithTTA(views_cfg(sizes), RectangleFinder())
     with pytest.raises(ValueError, match="TEST.AUG.MAX_SIZE is 0"):
         FCOSWithTTA(views_cfg((30,), max_size=0), RectangleFinder())
@@ -325,7 +325,7 @@ def test_evaluation(shapes_cfg, caplog):
     set_views(shapes_cfg, (80, 96), 120, flip=True)
     with caplog.at_level(logging.INFO, "fcos_d2"):
         _, found = evaluated(shapes_cfg)
-    expected = "views of an image: 4 (shorter side 80, 96, longer side up to 120, as they are and"
+    expected = "views per image: 4 (shorter side 80, 96, longer side up to 120, original and"
     assert expected in caplog.text and "WARNING" not in caplog.text
     assert found != plain
     expected = by_hand(shapes_cfg)
