@@ -1,4 +1,4 @@
-"""A picture of the assignment: the objects of an image and the locations that learn them."""
+"""Objects of an image with their training locations."""
 
 import itertools
 import logging
@@ -20,12 +20,12 @@ from ..data.inspection.dataset_report import DatasetReport
 from ..files import atomic_path, dataset_slug
 from .detections import plain_text
 
-# Colours of the levels, finest first, that differ in lightness too; there are seldom more.
+# Colours of the levels, finest first, of different lightness.
 _COLORS = ("#ffd92f", "#ff7f0e", "#e7298a", "#3b8bff", "#1bd1a5", "#ffffff", "#8c564b")
-_GREEN = "#39ff14"  # boxes of objects that are learnt
+_GREEN = "#39ff14"  # objects with locations
 _RED = "#ff2020"
 _GREY = "#b0b0b0"
-_SHORTEST = 480  # a picture with a shorter edge is enlarged
+_MIN_EDGE = 480  # pixels; pictures with a shorter edge are enlarged
 _FONT_SIZE = 8  # of labels, points
 _LABEL_HEIGHT = 14  # pixels
 _LEGEND_ROW = 22  # pixels
@@ -44,29 +44,29 @@ def draw_assignment(
     min_size: int | None = None,
     scale: int | None = None,
 ) -> np.ndarray:
-    """Draw the objects of a record and the locations that learn them, at the network's scale.
+    """Draw the objects of a record and their training locations, at the network's input scale.
 
-    A location is a dot in the colour of its level, larger on coarser levels. An object is green,
-    with their number; one without any is dashed red; an ignored one is dashed grey, and so are
-    the locations that it takes out of the loss.
+    A location is a dot in the colour of its level, larger on coarser levels. Objects are green and
+    labelled with the number of their locations; objects without one are dashed red; ignored
+    objects are dashed grey, and grey are the locations that they exclude from the loss.
 
     Args:
         record: a Detectron2 dataset dict, whose image is read.
         cfg: a recipe.
-        class_names: of the K classes; None labels objects by their number.
-        min_size: length of the shorter edge; None takes the middle of the recipe's.
-        scale: whole number to enlarge by; None makes the shorter edge at least 480 pixels.
+        class_names: names of the K classes; None labels objects by their number.
+        min_size: length of the shorter edge; None is the median of the recipe's.
+        scale: integer factor of enlargement; None makes the shorter edge at least 480 pixels.
 
     Returns:
-        (H * scale + legend, W * scale, 3) RGB uint8; the legend is under the picture.
+        (H * scale + legend, W * scale, 3) RGB uint8, with the legend below.
 
     Raises:
-        OSError: the image can't be read.
+        OSError: the image could not be read.
     """
     assignment = assign_image(record, cfg, min_size=min_size)
     image = read_image(record, "RGB")
     image = training_resize(cfg, min_size).get_transform(image).apply_image(image)
-    scale = scale or max(1, -(-_SHORTEST // min(image.shape[:2])))
+    scale = scale or max(1, -(-_MIN_EDGE // min(image.shape[:2])))
     visualizer = Visualizer(np.repeat(np.repeat(image, scale, axis=0), scale, axis=1))
     labels = [
         class_names[x["category_id"]] if class_names else f"object {number}"
@@ -84,7 +84,7 @@ def _draw_boxes(
 ) -> None:
     counts = np.bincount(assignment.box_of_point, minlength=len(assignment.boxes))
     sides = assignment.boxes[:, 2:] - assignment.boxes[:, :2]
-    # Large ones first, so that small ones stay in sight.
+    # Large ones first, so that small ones stay visible.
     for k in np.argsort(-sides.prod(1), kind="stable"):
         color, style, note = _GREEN, "-", f": {counts[k]}"
         if assignment.ignored[k]:
@@ -97,7 +97,7 @@ def _draw_boxes(
 
 
 def _draw_label(visualizer: Visualizer, box: np.ndarray, text: str, color: str) -> None:
-    """Put a label where it covers no location: above its box, or below where there is no room."""
+    """Draw a label above its box, or below it without room above, so that it hides no location."""
     x0, y0, x1, y1 = box
     top = y0 - _LABEL_HEIGHT if y0 >= _LABEL_HEIGHT else y1
     top = min(top, visualizer.output.height - _LABEL_HEIGHT)
@@ -128,18 +128,14 @@ def _draw_points(visualizer: Visualizer, assignment: ImageAssignment, scale: int
 
 
 def _draw_legend(assignment: ImageAssignment, width: int) -> np.ndarray:
-    """A strip (H, width, 3) with the levels that are there and what else needs a word."""
+    """A strip (H, width, 3) with the number of locations per level and of ignored ones."""
     num_levels = len(assignment.strides)
     ignored = assignment.ignored[assignment.box_of_point]
     counts = np.bincount(assignment.levels[~ignored], minlength=num_levels)
+    levels = zip(assignment.level_names, assignment.strides, counts, strict=True)
     entries = [
-        (
-            f"{name} (stride {stride}): {count}",
-            _dot(_color(level), _diameter(level)),
-        )
-        for level, (name, stride, count) in enumerate(
-            zip(assignment.level_names, assignment.strides, counts, strict=True)
-        )
+        (f"{name} (stride {stride}): {count}", _dot(_color(level), _diameter(level)))
+        for level, (name, stride, count) in enumerate(levels)
     ]
     if ignored.any():
         entries.append((f"ignored: {ignored.sum()}", _dot(_GREY, 5)))
@@ -186,8 +182,8 @@ def write_overlays(
 ) -> list[Path]:
     """Draw the training locations of a dozen images of each training source.
 
-    Images with the most objects without a location come first. An image that can't be drawn is
-    skipped with a warning.
+    Images with the most objects without a location come first. Unreadable images are skipped
+    with a warning.
 
     Args:
         report: of ``inspect_datasets``, with the same ``cfg`` and ``min_size``.

@@ -59,11 +59,11 @@ def _curve(name: str, right: np.ndarray, score: np.ndarray, count: int) -> Preci
     found, kept = right.cumsum(), np.arange(1, len(right) + 1)
     precision = found / kept
     recall = found / count if count else np.full(len(right), np.nan)
-    best = (0.0 if count else np.nan, np.nan, np.nan, np.nan)
+    best = [0.0 if count else np.nan, np.nan, np.nan, np.nan]
     if count and right.any():
         # A threshold keeps either all detections of equal score or none of them.
         last = np.append(score[1:] != score[:-1], True)
         f1 = np.where(last, 2 * found / (kept + count), 0)
         k = f1.argmax()
-        best = tuple(float(values[k]) for values in (f1, score, precision, recall))
+        best = [float(values[k]) for values in (f1, score, precision, recall)]
     return PrecisionRecall(name, count, precision, recall, score, *best)

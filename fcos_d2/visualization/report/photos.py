@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Photo(NamedTuple):
     pictures: list[Picture]
 
 
-def choose_images(ranking: pd.DataFrame, count: int = 4) -> dict[str, list[Hashable]]:
+def choose_images(ranking: pd.DataFrame, count: int = 4) -> dict[str, list[int | str]]:
     """Choose the best, typical and worst images, without repetition.
 
     Among images of equal F1, the best are those with the most objects found. Typical images are
@@ -53,7 +53,7 @@ def choose_images(ranking: pd.DataFrame, count: int = 4) -> dict[str, list[Hasha
 
 
 def draw_pairs(
-    image_ids: Sequence[Hashable],
+    image_ids: Sequence[int | str],
     evaluation: Evaluation,
     ranking: pd.DataFrame,
     *,

@@ -9,6 +9,7 @@ import yaml
 from detectron2.config import get_cfg
 
 from fcos_d2 import add_fcos_config
+from fcos_d2.data import DataError, load_records
 from fcos_d2.files import dataset_slug
 from fcos_d2.visualization.report.gather import (
     Best,
@@ -79,9 +80,7 @@ def test_a_config_of_another_version(run):
     [
         ("evaluation.json", None, "tables", "evaluation.json is missing"),
         ("evaluation.json", "{", "tables", "is not JSON"),
-        ("evaluation.json", "{}", "tables", "has no 'dataset'"),
         ("coco_instances_results.json", None, "predictions", "results.json is missing"),
-        ("coco_instances_results.json", "[1]", "predictions", "not a list of predictions"),
         (
             "coco_instances_results.json",
             '[{"image_id": "x", "category_id": 0, "bbox": [0, 0, 1, 1], "score": 1}]',
@@ -91,12 +90,24 @@ def test_a_config_of_another_version(run):
     ],
 )
 def test_missing_and_broken_results(run, results, file, content, field, message):
-    path = results / file
-    path.unlink() if content is None else path.write_text(content)
+    (results / file).unlink() if content is None else (results / file).write_text(content)
     (evaluation,) = gather_run(run).evaluations
     assert message in evaluation.problems[field] and str(run) not in evaluation.problems[field]
     assert evaluation.predictions is None
     assert (evaluation.tables is None) == (field == "tables")
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_bad_boxes_are_skipped_only_if_the_run_did(run, make_voc, skip):
+    """Whatever the report accepts, a training without SKIP_BAD_BOXES refuses."""
+    voc = make_voc()
+    voc.add("a", [("cat", "1 1 20 20"), ("cat", "30 1 20 20")])
+    change_config(run, "DATASETS", TEST=[voc.source()], SKIP_BAD_BOXES=skip)
+    (evaluation,) = gather_run(run).evaluations
+    assert ("records" in evaluation.problems) != skip
+    assert skip is False or len(evaluation.records[0]["annotations"]) == 1
+    with pytest.raises(DataError, match="a.xml"):
+        load_records(voc.source())
 
 
 def test_data_that_is_gone_or_has_other_classes(run, results):
