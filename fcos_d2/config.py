@@ -224,7 +224,7 @@ def get_num_classes(cfg: CN) -> int:
 
 
 def class_nodes(cfg: CN) -> dict[str, CN]:
-    """Return the nodes, by name, whose NUM_CLASSES is the number of classes of the data."""
+    """Return the nodes with a NUM_CLASSES for the classes of the data, by name."""
     nodes = {"MODEL.FCOS": cfg.MODEL.FCOS}
     if _has_roi_heads(cfg):
         nodes["MODEL.ROI_HEADS"] = cfg.MODEL.ROI_HEADS
@@ -232,16 +232,15 @@ def class_nodes(cfg: CN) -> dict[str, CN]:
 
 
 def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
-    """Check the number of classes of the model against the data, or set it where it is -1.
+    """Set each NUM_CLASSES that is -1 to the number of classes of the data, and check the others.
 
     Args:
-        cfg: not frozen; MODEL.FCOS.NUM_CLASSES is set, and MODEL.ROI_HEADS.NUM_CLASSES in a model
-            with ROI heads.
+        cfg: not frozen.
         source: name of the data set.
         class_names: its classes.
 
     Raises:
-        ValueError: a different number; the message names the key.
+        ValueError: another number.
     """
     count = len(class_names)
     for name, node in class_nodes(cfg).items():
@@ -254,11 +253,11 @@ def set_num_classes(cfg: CN, source: str, class_names: Sequence[str]) -> None:
 
 
 def check_training(cfg: CN) -> None:
-    """Check that the meta-architecture can be trained on the data loader's batches.
+    """Check that the meta architecture can be trained on the data loader's output.
 
     Raises:
-        ValueError: ROI heads with ignored objects, masks or keypoints, which they would train on
-            as real objects or which the data sets lack.
+        ValueError: ROI heads, which do not support ignored objects, or which need masks or
+            keypoints.
     """
     if not _has_roi_heads(cfg):
         return

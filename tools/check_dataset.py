@@ -34,7 +34,6 @@ def get_parser() -> argparse.ArgumentParser:
         help="sources, as in DATASETS, the first for training, the others for testing (none: the "
         "recipe's DATASETS.TRAIN and TEST); then keys that override the recipe",
     )
-    path = {"metavar": "PATH", "type": Path}
     parser.add_argument(
         "--config-file",
         default=str(DEFAULT_CONFIG),
@@ -47,8 +46,8 @@ def get_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="shorter edge for the coverage; default: the middle of INPUT.MIN_SIZE_TRAIN",
     )
-    parser.add_argument("--json", **path, help="write all findings and tables to a json file")
-    parser.add_argument("--overlays", **path, help="draw training locations into a folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as data")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="draw training locations")
     return parser
 
 

@@ -26,20 +26,17 @@ _SOURCES: dict[str, Source] = {}
 
 
 def register_source(name: str) -> Metadata:
-    """Read a data source and make it known to Detectron2 under exactly this name.
+    """Read a data source and register it with Detectron2 under this name.
 
-    Each call reads the files again, so that a second run in one process sees what has changed;
+    Each call reads the files, so that a second run in one process sees their changes;
     :func:`load_records` returns the records of the last reading.
 
-    Args:
-        name: one of the forms above.
-
     Returns:
-        Its metadata, with ``thing_classes``.
+        The metadata, with ``thing_classes``.
 
     Raises:
-        DataError: the name has none of the forms, or the class names can't be read. Other errors
-            are raised by :func:`load_records`.
+        DataError: an unknown form of name, or the class names can't be read. Other errors are
+            raised by :func:`load_records`.
     """
     _SOURCES.pop(name, None)
     source = read_source(name)
@@ -64,12 +61,12 @@ def class_names(name: str) -> list[str]:
 
 
 def load_records(name: str, *, skip_bad_boxes: bool = False) -> list[dict]:
-    """Return the records of a source, which is registered if it has not been.
+    """Return the records of a source; register it first if that has not been done.
 
     Args:
-        name: as for :func:`register_source`.
-        skip_bad_boxes: leave out boxes that are empty, inverted or outside their image, and log
-            them, instead of an error.
+        name: as in DATASETS.
+        skip_bad_boxes: log and skip boxes that are empty, inverted or outside their image, instead
+            of raising an error.
 
     Raises:
         DataError: all errors of the source; after a correction the next call reads it again.
@@ -91,10 +88,10 @@ def load_records(name: str, *, skip_bad_boxes: bool = False) -> list[dict]:
 
 
 def read_source(name: str) -> Source:
-    """Read a data source to its end; problems become findings, bad boxes among the errors.
+    """Read a data source; all problems become findings, bad boxes as errors.
 
     Detectron2's own VOC and COCO data sets are read by this package's readers, which check them
-    and keep the mark of difficult objects.
+    and keep the difficult flag.
     """
     source = Source(name)
     try:

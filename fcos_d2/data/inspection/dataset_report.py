@@ -1,4 +1,4 @@
-"""What is wrong or odd in the data of a run, and which of its objects training can learn."""
+"""Report on the data of a run: tables, problems, and the objects that training can learn."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,12 +25,12 @@ _FIELDS = ("severity", "file", "line", "message", "kind")  # of a finding in the
 
 
 class DatasetReport(NamedTuple):
-    """What was found in the sources of a run.
+    """Content and problems of the data of a run.
 
     Attributes:
         sources: in the order in which they were named.
         findings: errors and warnings of all sources.
-        assignments: of each source to train on, by its name.
+        assignments: of each training source, by its name.
     """
 
     sources: list[Source]
@@ -39,7 +39,7 @@ class DatasetReport(NamedTuple):
 
     @property
     def num_errors(self) -> int:
-        """Findings with which training would stop or go wrong."""
+        """Number of findings with which training would stop or go wrong."""
         return sum(x.severity == "error" for x in self.findings)
 
 
@@ -95,19 +95,14 @@ def _config_error(error: ValueError) -> Finding:
     return Finding("error", "config", "the recipe", str(error))
 
 
-def format_report(report: DatasetReport, limit: int | None = 10) -> str:
-    """Return the report as text: tables of each source, then the findings.
-
-    Args:
-        report: of :func:`inspect_datasets`.
-        limit: how many findings of a kind are listed; None lists all.
-    """
+def format_report(report: DatasetReport) -> str:
+    """Return the report as text: tables of each source, then the findings."""
     parts = []
     for source in report.sources:
         if source.records:
             parts += _format_source(source, report.assignments.get(source.name))
     if report.findings:
-        parts.append(format_findings(report.findings, limit))
+        parts.append(format_findings(report.findings))
     warnings = len(report.findings) - report.num_errors
     counts = [(report.num_errors, "error"), (warnings, "warning")]
     parts.append(", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts))
@@ -121,9 +116,9 @@ def _format_source(source: Source, assignment: Assignment | None) -> list[str]:
     if assignment is None or assignment.objects.empty:
         return [*parts, _table(classes, ".1f")]
     summary = summarize_assignment(assignment, source.class_names)
-    learnt = summary["class"].drop(columns="objects")
+    learned = summary["class"].drop(columns="objects")
     # By position: a name may be there twice.
-    classes = pd.concat([classes.reset_index(), learnt.reset_index(drop=True)], axis=1)
+    classes = pd.concat([classes.reset_index(), learned.reset_index(drop=True)], axis=1)
     parts.append(_table(classes.set_index("class"), ".1f"))
     coverage = 100 * (assignment.objects["positives"] > 0).mean()
     share = 100 * assignment.ambiguous / max(assignment.num_locations, 1)
@@ -147,26 +142,29 @@ def report_content(report: DatasetReport) -> dict:
     """Return the whole report as data for a json file."""
     sources = {}
     for source in report.sources:
-        content = {"images": len(source.records), "class_names": source.class_names}
+        content: dict = {"images": len(source.records), "class_names": source.class_names}
         if source.records:
-            content["classes"] = count_objects(source).reset_index().to_dict("records")
+            content["classes"] = _rows(count_objects(source))
             content["pixels"] = describe_sizes(source).to_dict("index")
-        assignment = report.assignments.get(source.name)
-        if assignment is not None:
+        if assignment := report.assignments.get(source.name):
             summary = summarize_assignment(assignment, source.class_names)
             content["assignment"] = {
                 "image_scale": assignment.image_scale,
                 "locations": assignment.num_locations,
                 "ambiguous": assignment.ambiguous,
-                "levels": assignment.levels.reset_index().to_dict("records"),
-                **{key: table.reset_index().to_dict("records") for key, table in summary.items()},
+                "levels": _rows(assignment.levels),
+                **{key: _rows(table) for key, table in summary.items()},
             }
         sources[source.name] = content
     kinds = {finding.kind for finding in report.findings}
     return {
         "sources": sources,
         "findings": [{key: getattr(x, key) for key in _FIELDS} for x in report.findings],
-        "advice": {kind: ADVICE[kind] for kind in ADVICE if kind in kinds and ADVICE[kind]},
+        "advice": {kind: text for kind, text in ADVICE.items() if kind in kinds and text},
         "errors": report.num_errors,
         "warnings": len(report.findings) - report.num_errors,
     }
+
+
+def _rows(table: pd.DataFrame) -> list[dict]:
+    return table.reset_index().to_dict("records")

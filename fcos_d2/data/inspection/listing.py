@@ -8,6 +8,7 @@ from xml.parsers import expat
 
 from ..findings import SKIP_HINT, Finding
 
+_MAX_LISTED = 10
 _LARGER = (
     "Larger images (INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST, and their MAX_SIZE) or a finer "
     "level (P2, see docs/extending.md) give small objects locations; larger bounds in "
@@ -73,13 +74,8 @@ def locate(findings: Sequence[Finding]) -> list[Finding]:
     return found
 
 
-def format_findings(findings: Sequence[Finding], limit: int | None = 10) -> str:
-    """Return the findings as text: errors first, each kind with its count and its remedy.
-
-    Args:
-        findings: in the order in which those of a kind are listed.
-        limit: how many of a kind are listed; None lists all.
-    """
+def format_findings(findings: Sequence[Finding]) -> str:
+    """Return the findings as text: errors first, per kind its count, ten of them and the remedy."""
     groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         groups[finding.severity, finding.kind].append(finding)
@@ -87,9 +83,9 @@ def format_findings(findings: Sequence[Finding], limit: int | None = 10) -> str:
     lines = []
     for (severity, kind), group in sorted(groups.items(), key=lambda x: (x[0][0], order[x[0][1]])):
         lines.append(f"{severity}: {kind} ({len(group)})")
-        lines += ["  " + str(x).replace("\n", "\n  ") for x in group[:limit]]
-        if limit is not None and len(group) > limit:
-            lines.append(f"  ... and {len(group) - limit} more")
+        lines += ["  " + str(x).replace("\n", "\n  ") for x in group[:_MAX_LISTED]]
+        if len(group) > _MAX_LISTED:
+            lines.append(f"  ... and {len(group) - _MAX_LISTED} more")
         if ADVICE[kind]:
             lines.append(f"  -> {ADVICE[kind]}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ def test_text_lists_errors_first_and_not_too_much():
     findings = [Finding("warning", "same box", "b.xml", "odd", line=4)]
     findings += [Finding("error", "bad box", f"{k}.xml", "bad", line=k) for k in range(12)]
     findings += [Finding("error", "bad image", "c.jpg", "c.jpg is cut off")]
-    text = format_findings(findings, limit=10).splitlines()
+    text = format_findings(findings).splitlines()
     assert text[:2] == ["error: bad box (12)", "  0.xml:0: bad"]
     assert text[11:13] == ["  ... and 2 more", f"  -> {ADVICE['bad box']}"]
     assert text[13:16] == [
@@ -24,4 +24,3 @@ def test_text_lists_errors_first_and_not_too_much():
         f"  -> {ADVICE['bad image']}",
     ]
     assert text[16:18] == ["warning: same box (1)", "  b.xml:4: odd"]
-    assert "11.xml:11: bad" in format_findings(findings, limit=None)
