@@ -1,11 +1,9 @@
-"""On what the numbers were measured."""
+"""Hardware and software versions."""
 
 import datetime
-import importlib
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,12 @@ import torchvision
 from .version import __version__
 
 
-def describe_environment(device: str, peers: Sequence[str]) -> dict[str, Any]:
-    """Hardware, versions, commit, date and load of this machine."""
+def describe_environment(device: str) -> dict[str, Any]:
+    """Return hardware, versions, commit, date and load of this machine.
+
+    Args:
+        device: "cpu", or "cuda" to include the GPU.
+    """
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -31,9 +33,6 @@ def describe_environment(device: str, peers: Sequence[str]) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "detectron2": detectron2.__version__,
     }
-    if "adelaidet" in peers:
-        adet = importlib.import_module("adet")
-        result["adelaidet"] = getattr(adet, "__version__", "unknown")
     if device == "cuda":
         result["gpu"] = torch.cuda.get_device_name()
         result["cuda"] = torch.version.cuda
@@ -42,7 +41,7 @@ def describe_environment(device: str, peers: Sequence[str]) -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """The name of the CPU, which Python's platform module does not know on Linux."""
+    """Return the name of the CPU, which Python's platform module does not know on Linux."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -53,7 +52,7 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a + for changes since; None outside of one."""
+    """Return the commit of this checkout, with "+" if files changed since; None outside of one."""
     folder = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -62,7 +61,7 @@ def _commit() -> str | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")) != folder:
-            return None  # installed somewhere inside of another project
+            return None  # installed inside another project's checkout
         commit = git("rev-parse", "--short=12", "HEAD")
         return commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.CalledProcessError):

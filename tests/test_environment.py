@@ -23,15 +23,15 @@ def head(monkeypatch):
 
 
 def test_the_commit_is_that_of_the_checkout(head):
-    assert environment.describe_environment("cpu", ())["commit"].rstrip("+") == head[:12]
+    assert environment.describe_environment("cpu")["commit"].rstrip("+") == head[:12]
 
 
 def test_the_commit_of_a_project_around_is_not_taken_for_it(head, monkeypatch):
     """A package in a folder of another checkout, as in its .venv; here that is tests/data."""
     monkeypatch.setattr(environment, "__file__", str(ROOT / "tests" / "data" / "environment.py"))
-    assert environment.describe_environment("cpu", ())["commit"] is None
+    assert environment.describe_environment("cpu")["commit"] is None
 
 
 def test_without_git_there_is_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.describe_environment("cpu", ())["commit"] is None
+    assert environment.describe_environment("cpu")["commit"] is None

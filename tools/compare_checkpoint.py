@@ -12,7 +12,7 @@ import torchvision
 
 from fcos_d2.checkpoint.reader import read_checkpoint
 from parity import compare_checkpoint
-from references import random_weights
+from peers import random_checkpoint
 
 MEANING = {
     "images": "images whose detections are compared",
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = get_parser().parse_args(arguments)
     try:
         if args.random:
-            checkpoint = random_weights(args.random, num_classes=20)
+            checkpoint = random_checkpoint(args.random, num_classes=20)
         else:
             checkpoint = read_checkpoint(args.file)
         parity = compare_checkpoint(checkpoint, args.random or "auto")

@@ -1,38 +1,28 @@
-"""Another library's FCOS and ours, with the same weights on the same images: how far apart."""
+"""Parity of fcos_d2 with another library's FCOS: the same weights on the same images."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Instances
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from fcos_d2.checkpoint.architecture import build_cfg
 from fcos_d2.checkpoint.convert import convert
-from references import (
-    HeadOutputs,
-    Reference,
-    Sample,
-    build_reference,
-    record_head,
-    training_input,
-)
+from peers import Peer, build_pair
 
-_LIMIT = 100  # detections an image, of all libraries
+_MAX_DETECTIONS = 100  # per image, in all libraries
 
 
 @dataclasses.dataclass
 class Parity:
-    """Largest differences seen; 0 of nothing.
+    """Largest differences found; 0 where nothing was compared.
 
     Attributes:
         images: images whose detections were compared.
         outputs: of raw head outputs, relative (see :func:`relative_difference`).
-        detections: detections of the reference.
-        empty_boxes: boxes without area among the reference's, which torchvision keeps and we drop.
+        detections: detections of the other library.
+        empty_boxes: boxes without area among them, which torchvision keeps and fcos_d2 drops.
         unequal_images: images whose detections differ in number, class or order.
         boxes: of the detected boxes, in pixels.
         scores: of their scores.
@@ -53,108 +43,82 @@ class Parity:
     gradients: float = 0.0
 
     def raise_to(self, name: str, value: float) -> None:
-        """Keep the larger one; a value that is not a number is the largest."""
+        """Keep the larger value; NaN counts as infinite."""
         setattr(self, name, math.inf if math.isnan(value) else max(getattr(self, name), value))
 
 
 def compare_checkpoint(
     checkpoint: Mapping,
     source: str = "auto",
-    image_batches: Iterable[Sequence[Tensor]] | None = None,
-    training_batches: Iterable[Sequence[Sample]] | None = None,
+    image_batches: Iterable[Sequence[dict]] | None = None,
+    training_batches: Iterable[Sequence[dict]] | None = None,
 ) -> Parity:
-    """Load a checkpoint into its library's own model and into ours, and compare all they give.
+    """Load a checkpoint into its library's own model and into fcos_d2, and compare all results.
 
     Args:
-        checkpoint: what the file holds, as :func:`fcos_d2.checkpoint.read_checkpoint` gives it.
+        checkpoint: content of the file, see :func:`fcos_d2.checkpoint.reader.read_checkpoint`.
         source: "torchvision", "detectron2" or "auto".
-        image_batches: lists of RGB images (3, H, W), uint8, at the size that the networks see; by
+        image_batches: lists of samples, see :class:`Peer`, at the size that the networks see; by
             default noise of six sizes, in batches of 1 and 3.
-        training_batches: lists of samples; by default 50 batches of noise with random boxes.
+        training_batches: the same with ``instances``; by default 50 batches of noise with random
+            boxes.
 
     Raises:
-        ValueError: of another library, which can't be run beside ours.
-        ImportError: Detectron2's own FCOS is asked for, but this version has none.
+        ValueError: the library can't be run beside fcos_d2.
+        ImportError: this version of Detectron2 has no FCOS of its own.
     """
     converted = convert(checkpoint, source)
-    reference = build_reference(converted)
-    num_classes = len(converted.class_indices)
-    cfg = build_cfg(converted.cfg, num_classes)
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg).eval()
-    model.load_state_dict(converted.weights, strict=False)
-    parity = compare_detections(
-        reference, model, random_image_batches() if image_batches is None else image_batches
+    ours, theirs = build_pair(converted)
+    parity = Parity()
+    compare_detections(
+        parity, ours, theirs, random_image_batches() if image_batches is None else image_batches
     )
     if training_batches is None:
-        training_batches = random_training_batches(num_classes)
-    trained = compare_losses(reference, model, training_batches)
-    return dataclasses.replace(
-        parity,
-        training_images=trained.training_images,
-        losses=trained.losses,
-        gradients=trained.gradients,
-    )
-
-
-@torch.no_grad()
-def compare_detections(
-    reference: Reference, model: nn.Module, batches: Iterable[Sequence[Tensor]]
-) -> Parity:
-    """Compare raw head outputs and detections.
-
-    Args:
-        reference: in evaluation mode.
-        model: our FCOS with the same weights.
-        batches: lists of RGB images (3, H, W), uint8, at the size that the networks see.
-    """
-    parity = Parity()
-    ours = record_head(model.proposal_generator.head, lambda outputs: HeadOutputs(*outputs))
-    for images in batches:
-        expected = reference.detect(list(images))
-        flip = model.input_format == "BGR"
-        results = model([{"image": x.flip(0) if flip else x} for x in images])
-        for got, wanted in zip(ours(), reference.head_outputs(), strict=True):
-            parity.raise_to("outputs", relative_difference(got, wanted))
-        for result, wanted in zip(results, expected, strict=True):
-            _compare_instances(parity, result["instances"], wanted)
+        training_batches = random_training_batches(len(converted.class_indices))
+    compare_losses(parity, ours, theirs, training_batches)
     return parity
 
 
+def compare_detections(
+    parity: Parity, ours: Peer, theirs: Peer, batches: Iterable[Sequence[dict]]
+) -> None:
+    """Compare raw head outputs and detections."""
+    for samples in batches:
+        wanted, wanted_outputs = theirs.detect_with_outputs(samples)
+        got, outputs = ours.detect_with_outputs(samples)
+        for one, other in zip(outputs, wanted_outputs, strict=True):
+            parity.raise_to("outputs", relative_difference(one, other))
+        for one, other in zip(got, wanted, strict=True):
+            _compare_instances(parity, one, other)
+
+
 def compare_losses(
-    reference: Reference, model: nn.Module, batches: Iterable[Sequence[Sample]]
-) -> Parity:
+    parity: Parity, ours: Peer, theirs: Peer, batches: Iterable[Sequence[dict]]
+) -> None:
     """Compare the three losses, and the gradient of their sum in the last layers.
 
     Both models are left in training mode, batch norms in evaluation mode.
     """
-    parity = Parity()
-    head = model.proposal_generator.head
-    pairs = list(
-        zip([head.cls_score, head.box_pred, head.centerness], reference.predictors, strict=True)
-    )
-    for network in (model, reference.model):
-        network.train().requires_grad_(False)
-        for module in network.modules():
+    for peer in (ours, theirs):
+        peer.set_training(True)
+        peer.model.requires_grad_(False)
+        for module in peer.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-    for predictor in (predictor for pair in pairs for predictor in pair):
-        predictor.requires_grad_(True)
+        for predictor in peer.predictors:
+            predictor.requires_grad_(True)
     for samples in batches:
         parity.training_images += len(samples)
-        wanted = reference.losses(list(samples))
-        with EventStorage():
-            got = list(model([training_input(x, model.input_format) for x in samples]).values())
+        got, wanted = (peer.mean_losses(peer.inputs(samples)) for peer in (ours, theirs))
         for one, other in zip(got, wanted, strict=True):
             parity.raise_to("losses", relative_difference(one.detach(), other.detach()))
-        for one, other in pairs:
-            gradients = (
-                torch.autograd.grad(sum(losses), list(layer.parameters()), retain_graph=True)
-                for losses, layer in ((got, one), (wanted, other))
-            )
-            for mine, theirs in zip(*gradients, strict=True):
-                parity.raise_to("gradients", relative_difference(mine, theirs))
-    return parity
+        for one, other in zip(_gradients(ours, got), _gradients(theirs, wanted), strict=True):
+            parity.raise_to("gradients", relative_difference(one, other))
+
+
+def _gradients(peer: Peer, losses: list[Tensor]) -> Sequence[Tensor]:
+    parameters = [x for predictor in peer.predictors for x in predictor.parameters()]
+    return torch.autograd.grad(sum(losses), parameters)
 
 
 def relative_difference(got: Tensor, wanted: Tensor) -> float:
@@ -168,36 +132,37 @@ def relative_difference(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs() / scale).max().item()
 
 
-def random_image_batches() -> Iterator[list[Tensor]]:
-    """Noise of six sizes: each alone, then with two smaller images beside it.
+def random_image_batches() -> Iterator[list[dict]]:
+    """Noise of six sizes: each alone, then together with two smaller images.
 
     Padded to multiples of 32, only one of them is a multiple of 128: on the others torchvision's
     locations of P6 and P7 are less than a stride apart.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def image(height: int, width: int) -> Tensor:
-        return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    def sample(height: int, width: int) -> dict:
+        shape = (3, height, width)
+        return {"image": torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)}
 
     for height, width in [(96, 128), (128, 160), (200, 264), (256, 256), (320, 200), (70, 352)]:
-        yield [image(height, width)]
-        yield [image(height, width), image(height - 9, width), image(height // 2, width - 40)]
+        yield [sample(height, width)]
+        yield [sample(height, width), sample(height - 9, width), sample(height // 2, width - 40)]
 
 
-def random_training_batches(num_classes: int) -> Iterator[list[Sample]]:
-    """50 batches of 1 to 3 images of noise, two of them large, with 0 to 60 boxes an image."""
+def random_training_batches(num_classes: int) -> Iterator[list[dict]]:
+    """50 batches of 1 to 3 images of noise, two of them large, with 0 to 60 boxes per image."""
     sizes = [(96, 128), (64, 96), (160, 96), (128, 128), (70, 200)]
     for k in range(50):
         size = sizes[k % 5] if k < 48 else (416, 544)
         yield random_samples(1 + k % 3 if k < 48 else 1, size, num_classes, seed=k)
 
 
-def random_samples(count: int, size: tuple[int, int], num_classes: int, seed: int) -> list[Sample]:
+def random_samples(count: int, size: tuple[int, int], num_classes: int, seed: int) -> list[dict]:
     """Noise of one size with 0 to 60 boxes each, of all sizes and near the levels' bounds.
 
-    What the other libraries match coarsely is not in it: coordinates are fractional, so that no
-    distance meets a bound exactly, and no two areas in an image are within 16 square pixels, which
-    1e8 - area in float32 may not tell apart.
+    Cases that the other libraries match imprecisely do not occur: coordinates are fractional, so
+    that no distance equals a bound exactly, and no two areas in an image are within 16 square
+    pixels, which 1e8 - area in float32 may not distinguish.
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = size
@@ -216,7 +181,8 @@ def random_samples(count: int, size: tuple[int, int], num_classes: int, seed: in
         boxes = boxes[_distinct(extent.prod(1), 16.0)]
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
         classes = torch.randint(0, num_classes, (len(boxes),), generator=generator)
-        samples.append(Sample(image, boxes, classes))
+        instances = Instances(size, gt_boxes=Boxes(boxes), gt_classes=classes)
+        samples.append({"image": image, "instances": instances})
     return samples
 
 
@@ -236,7 +202,7 @@ def _compare_instances(parity: Parity, got: Instances, wanted: Instances) -> Non
     parity.detections += len(wanted)
     has_area = wanted.pred_boxes.nonempty()
     parity.empty_boxes += int((~has_area).sum())
-    if len(wanted) == _LIMIT:  # its empty boxes took places under the limit
+    if len(wanted) == _MAX_DETECTIONS:  # its empty boxes count towards the limit
         got = got[: int(has_area.sum())]
     wanted = wanted[has_area]
     if not torch.equal(got.pred_classes, wanted.pred_classes):

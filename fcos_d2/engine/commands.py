@@ -26,7 +26,7 @@ def record_command(output_dir: str | os.PathLike, arguments: Sequence[str], devi
         ]
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or edited by hand
         commands = []
-    environment = describe_environment(device.split(":")[0], ())
+    environment = describe_environment(device.split(":")[0])
     del environment["load_average"]  # of one moment, and a run takes hours
     command = f"python {_shell_text(arguments)}"
     write_json(path, [*commands, {"command": command, "environment": environment}], indent=2)

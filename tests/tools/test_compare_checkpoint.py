@@ -21,9 +21,9 @@ def tool():
 
 def test_table(tool, monkeypatch, tmp_path, capsys):
     """A file of torchvision's; the images are few, the default ones are test_parity.py's."""
-    torch.save({"model": tool.random_weights("torchvision", 3)}, tmp_path / "tv.pth")
+    torch.save({"model": tool.random_checkpoint("torchvision", 3)}, tmp_path / "tv.pth")
     compare = tool.compare_checkpoint
-    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)]
+    images = [{"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}]
     monkeypatch.setattr(
         tool, "compare_checkpoint", lambda c, source: compare(c, source, [images], [])
     )

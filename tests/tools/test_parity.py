@@ -12,7 +12,7 @@ from parity import (
     random_training_batches,
     relative_difference,
 )
-from references import random_weights
+from peers import random_checkpoint
 
 LIVE = [
     "torchvision",
@@ -26,10 +26,11 @@ LIVE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", LIVE)
 def test_detections_losses_and_gradients(source):
     """6 sizes in batches of 1 and 3, and 50 training batches; see parity.py for what is in them."""
-    parity = compare_checkpoint(random_weights(source, num_classes=7))
+    parity = compare_checkpoint(random_checkpoint(source, num_classes=7))
     print(source, parity)
     assert parity.images == 6 * (1 + 3)
     assert parity.detections > 24 * 50
@@ -59,19 +60,22 @@ def test_a_wrong_option_is_seen(monkeypatch, key, value):
         return convert(checkpoint, source, overrides={key: value})
 
     monkeypatch.setattr("parity.convert", convert_wrongly)
-    images = [torch.randint(0, 256, (3, 96, 160), dtype=torch.uint8)]
-    parity = compare_checkpoint(random_weights("torchvision", 3), "torchvision", [images], [])
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 96, 160), dtype=torch.uint8, generator=generator)
+    checkpoint = random_checkpoint("torchvision", 3)
+    parity = compare_checkpoint(checkpoint, "torchvision", [[{"image": image}]], [])
     assert parity.unequal_images == 1 or parity.boxes > 1
 
 
 def test_training_batches_have_what_matters():
-    counts = [[len(sample.boxes) for sample in batch] for batch in random_training_batches(7)]
+    batches = random_training_batches(7)
+    counts = [[len(sample["instances"]) for sample in batch] for batch in batches]
     assert len(counts) == 50
     assert any(sum(batch) == 0 for batch in counts)
     assert any(0 in batch and sum(batch) > 0 for batch in counts)
     assert max(map(max, counts)) > 40
     (sample,) = random_samples(1, (500, 640), 7, seed=48)
-    areas = (sample.boxes[:, 2:] - sample.boxes[:, :2]).prod(1).sort().values
+    areas = sample["instances"].gt_boxes.area().sort().values
     assert (areas.diff() > 15).all()
 
 

@@ -18,42 +18,49 @@ import torch  # noqa: E402
 
 from benchmark.agreement import DisagreementError  # noqa: E402
 from benchmark.growth import plot_growth  # noqa: E402
-from benchmark.run import PARTS, PEERS, PRECISIONS, Options, run_benchmark  # noqa: E402
+from benchmark.run import PARTS, PRECISIONS, Options, run_benchmark  # noqa: E402
 from benchmark.tables import format_report  # noqa: E402
 from fcos_d2.files import write_json  # noqa: E402
+from peers import NAMES  # noqa: E402
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Describe the command line; the names of its values are those of :class:`Options`."""
     parser = argparse.ArgumentParser(
         prog="benchmark",
         description="Time fcos_d2 and other FCOS implementations on the same inputs with the same "
         "weights, in turns, and print a Markdown table. Detections are compared first.",
     )
     add = parser.add_argument
-    peers = ",".join(PEERS)
-    add("--peers", type=_list_of(PEERS), help=f"some of {peers}; default: those that are installed")
+    names, parts = ",".join(NAMES), ",".join(PARTS)
+    add("--peers", type=_list_of(NAMES), help=f"some of {names}; default: those installed")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
     add("--depth", type=int, choices=(18, 50), default=50, help="of the ResNet; default: 50")
-    parts = ",".join(PARTS)
     add("--parts", type=_list_of(PARTS), default=PARTS, help=f"some of {parts}; default: all")
     add(
         "--dtype",
+        dest="precisions",
         type=_list_of(PRECISIONS),
-        help="of infer and train, some of fp32,tf32,bf16 (tf32 on CUDA only); default: all on "
-        "CUDA, on a CPU fp32, and for infer bf16 where the CPU has instructions for it",
+        help="precisions of infer and train, some of fp32,tf32,bf16 (tf32 on CUDA only); default: "
+        "all on CUDA; on a CPU fp32, and for infer bf16 where the CPU has instructions for it",
     )
-    add("--compile", action="store_true", help="infer and train compiled as well")
-    add("--batch", type=_numbers, help="images in a batch, as 1,8,32; default: each part's own")
+    add("--compile", dest="compiled", action="store_true", help="infer and train compiled as well")
+    add(
+        "--batch",
+        dest="batches",
+        type=lambda text: [_positive(x) for x in text.split(",")],
+        help="images per batch, such as 1,8,32; default: each part's own",
+    )
     add(
         "--size",
+        dest="sizes",
         type=_size,
         nargs="+",
         metavar="HxW",
-        help="image sizes, as 512x512; default: each part's own. (The loader keeps its own.)",
+        help="image sizes, such as 512x512; default: each part's own (the loader keeps its own)",
     )
-    add("--rounds", type=_number, default=15, help="timed runs of each; default: %(default)s")
-    add("--threads", type=_number, help="CPU threads; default: PyTorch's own")
+    add("--rounds", type=_positive, default=15, help="timed runs of each; default: %(default)s")
+    add("--threads", type=_positive, help="CPU threads; default: PyTorch's own")
     add("--json", type=Path, metavar="FILE", help="write the results as data")
     add("--growth", type=Path, metavar="PNG", help="plot the cost over boxes, image side and batch")
     return parser
@@ -61,32 +68,21 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the report, and return the exit status."""
-    args = get_parser().parse_args(arguments)
-    options = Options(
-        peers=args.peers,
-        device=args.device,
-        depth=args.depth,
-        parts=args.parts,
-        precisions=args.dtype,
-        compiled=args.compile,
-        batches=args.batch,
-        sizes=args.size,
-        rounds=args.rounds,
-        growth=args.growth is not None,
-    )
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    options = vars(get_parser().parse_args(arguments))
+    threads, json, growth = (options.pop(name) for name in ("threads", "json", "growth"))
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
-        for path in (args.json, args.growth):
+        for path in (json, growth):
             if path is not None:
-                check_writable(path)
+                _check_writable(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other libraries' use of old functions
-            results = run_benchmark(options)
-        if args.json is not None:
-            write_json(args.json, results, indent=1)
-        if args.growth is not None:
-            plot_growth(results["growth"], args.growth)
+            results = run_benchmark(Options(**options, growth=growth is not None))
+        if json is not None:
+            write_json(json, results, indent=1)
+        if growth is not None:
+            plot_growth(results["growth"], growth)
     except (DisagreementError, OSError, ValueError) as error:
         print("benchmark:", " ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -94,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_writable(path: Path) -> None:
-    """Raise OSError unless a file can be written there: before an hour is spent, not after."""
+def _check_writable(path: Path) -> None:
+    """Raise OSError before anything is measured if no file can be written there."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,20 +110,16 @@ def _list_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _number(text: str) -> int:
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 1 on")
     return int(text)
-
-
-def _numbers(text: str) -> list[int]:
-    return [_number(x) for x in text.split(",")]
 
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or min(map(int, match.groups())) < 32:
-        raise argparse.ArgumentTypeError(f"{text!r}: HEIGHTxWIDTH in pixels, each at least 32")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be HEIGHTxWIDTH in pixels, at least 32")
     return int(match[1]), int(match[2])
 
 

@@ -1,4 +1,4 @@
-"""How the cost of matching, losses and decoding grows with boxes, image side and batch."""
+"""Growth of the cost of matching, losses and decoding with boxes, image side and batch."""
 
 import os
 from collections.abc import Sequence
@@ -8,53 +8,55 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from fcos_d2.files import atomic_path
+from peers import OURS
 
 from .inputs import Case
 from .measure import measure
-from .parts import ENTRIES, Bench
-from .peers import OURS
+from .parts import JOBS, Setup
 
-PARTS = ("match", "loss", "decode")
 _BASE = Case(batch=2, height=512, width=512, boxes=20)
 _VALUES = {
     "boxes": (1, 3, 10, 30, 100, 300, 1000, 2000),
     "side": (256, 512, 1024, 2048),
     "batch": (1, 2, 4, 8, 16, 32),
 }
-_AXES = {"boxes": "boxes an image", "side": "image side, pixels", "batch": "images in a batch"}
-_TITLES = {"match": "Matching", "loss": "Losses, both ways", "decode": "Decoding and NMS"}
+_AXES = {"boxes": "boxes per image", "side": "image side, pixels", "batch": "images per batch"}
+_TITLES = {
+    "match": "Matching",
+    "loss": "Losses, forward + backward",
+    "decode": "Decoding and NMS",
+}
 _COLORS = {OURS: "#d1495b", "torchvision": "#22303c"}
 _GREY = "#5f6b76"
 
 
 def growth_cases(axis: str) -> list[tuple[int, Case]]:
-    """The loads along an axis: "boxes", "side" or "batch"; the rest is as in the middle."""
+    """Return the cases along an axis ("boxes", "side" or "batch"), all else as in the base."""
     if axis == "side":
         return [(x, _BASE._replace(height=x, width=x)) for x in _VALUES[axis]]
     return [(x, _BASE._replace(**{axis: x})) for x in _VALUES[axis]]
 
 
-def measure_growth(bench: Bench, rounds: int) -> list[dict]:
+def measure_growth(setup: Setup, rounds: int) -> list[dict]:
     """Time fcos_d2 and torchvision along each axis.
 
     Returns:
         A dict with part, axis, value, name and the time in ms for each point.
     """
-    both = Bench(
-        [x for x in bench.peers if x.name in _COLORS], bench.device, bench.depth, bench.precisions
-    )
+    peers = [x for x in setup.peers if x.name in _COLORS]
+    both = Setup(peers, setup.device, setup.depth, setup.precisions)
     points = [
         (part, axis, value, case)
-        for part in PARTS
+        for part in _TITLES
         for axis in _VALUES
         for value, case in growth_cases(axis)
     ]
     rows = []
     for part, axis, value, case in tqdm(points, desc="growth", leave=False):
-        jobs = [entry.job for entry in ENTRIES[part](both, case)]
+        jobs = [job for make_jobs in JOBS[part] for job in make_jobs(both, case)]
         for job in jobs:
             job.countable = False
-        for job, result in zip(jobs, measure(jobs, rounds, bench.device, 1), strict=True):
+        for job, result in zip(jobs, measure(jobs, rounds, setup.device, 1), strict=True):
             row = {"part": part, "axis": axis, "value": value, "name": job.name}
             times = {"min_ms": min(result.times), "max_ms": max(result.times)}
             rows.append({**row, "median_ms": result.median, **times})
@@ -62,14 +64,13 @@ def measure_growth(bench: Bench, rounds: int) -> list[dict]:
 
 
 def plot_growth(rows: Sequence[dict], output_png: str | os.PathLike) -> None:
-    """Draw the times of :func:`measure_growth`, a row a part and a column an axis."""
+    """Draw the times of :func:`measure_growth`: a row per part, a column per axis."""
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    axes = figure.subplots(len(PARTS), len(_VALUES), sharey="row", sharex="col")
-    for line, part in zip(axes, PARTS, strict=True):
+    axes = figure.subplots(len(_TITLES), len(_VALUES), sharey="row", sharex="col")
+    for line, (part, title) in zip(axes, _TITLES.items(), strict=True):
         for ax, axis in zip(line, _VALUES, strict=True):
             _draw_panel(ax, [x for x in rows if x["part"] == part and x["axis"] == axis])
-            ax.set_title(_TITLES[part], loc="left", fontsize=10.5)
+            ax.set_title(title, loc="left", fontsize=10.5)
         line[0].set_ylabel("ms", color=_GREY)
     for ax, axis in zip(axes[-1], _VALUES, strict=True):
         labels = [f"{x // 1000}k" if x % 1000 == 0 else str(x) for x in _VALUES[axis]]
@@ -89,7 +90,6 @@ def _draw_panel(ax: Axes, rows: Sequence[dict]) -> None:
     ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(True, color="#e3e7ea", linewidth=0.8)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#b8c1c8")
     ax.tick_params(colors=_GREY, labelsize=8.5)
     for name, color in _COLORS.items():
         points = [x for x in rows if x["name"] == name]

@@ -1,6 +1,7 @@
-"""The whole benchmark: which loads, in which order, and what comes out."""
+"""Cases, options and results of a benchmark."""
 
 import dataclasses
+import importlib
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -12,22 +13,20 @@ from tqdm import tqdm
 
 from fcos_d2.environment import describe_environment
 from fcos_d2.modeling.optimize import optimize_for_inference
+from peers import NAMES, OURS, build_peers, why_missing
 
 from .agreement import check_detections
 from .growth import measure_growth
 from .inputs import Case
-from .loader import loader_entries
-from .measure import convolution_flops, matmul_flops_per_second, measure
-from .parts import ENTRIES, Bench, Entry, outside_entries
-from .peers import OURS, build_peers, why_missing
+from .measure import Job, measure
+from .parts import JOBS, Setup
 
 logger = logging.getLogger(__name__)
 
-PEERS = ("torchvision", "detectron2", "adelaidet")
-PARTS = ("match", "loss", "decode", "train", "infer", "loader")
+PARTS = tuple(JOBS)
 PRECISIONS = ("fp32", "tf32", "bf16")
-# Batches, image sizes and boxes an image that a part is measured with unless others are asked for.
-_LOADS: dict[str, list[Case]] = {
+# What a part is measured with unless other batches or sizes are asked for.
+CASES: dict[str, list[Case]] = {
     "match": [Case(4, 800, 1333, 200), Case(4, 800, 1066, 8)],
     "loss": [Case(4, 800, 1066, 8)],
     "decode": [Case(1, 800, 1066, 150), Case(8, 800, 1066, 150)],
@@ -39,7 +38,7 @@ _LOADS: dict[str, list[Case]] = {
 
 @dataclasses.dataclass
 class Options:
-    """What is measured, see ``tools/benchmark --help``."""
+    """Options of the command line, see ``python tools/benchmark --help``."""
 
     peers: Sequence[str] | None = None
     device: str = "cpu"
@@ -54,52 +53,64 @@ class Options:
 
 
 def run_benchmark(options: Options) -> dict[str, Any]:
-    """Measure, and return everything as data: ``environment``, ``options``, ``rows``, ``growth``.
+    """Measure, and return ``environment``, ``options``, ``left_out``, ``rows`` and ``growth``.
 
     Raises:
-        ValueError: something is asked for that this machine has not.
+        ValueError: this machine lacks something that is asked for.
         DisagreementError: a peer and fcos_d2 give different results.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: PyTorch finds no CUDA device here.")
+        raise ValueError("--device cuda: PyTorch finds no CUDA device.")
     if options.device == "cpu" and "tf32" in (options.precisions or ()):
         raise ValueError("--dtype tf32 exists on CUDA devices only.")
     names, left_out = choose_peers(options.peers)
-    environment = describe_environment(options.device, names)  # with the load before ours
+    environment = describe_environment(options.device)  # its load average is that before the run
+    if "adelaidet" in names:
+        adet = importlib.import_module("adet")
+        environment["adelaidet"] = getattr(adet, "__version__", "unknown")
     peers = build_peers(names, options.depth, options.device)
     if options.compiled:
-        _check_compiler(peers[0].model)
+        try:
+            optimize_for_inference(peers[0].model, compile=True)
+        except RuntimeError as error:
+            raise ValueError(f"--compile: {error}") from error
     check_detections(peers, Case(2, 256, 320, 0), options.device)
-    bench = Bench(
-        peers, options.device, options.depth, _precisions(options), compiled=options.compiled
-    )
-    roofs: dict[str, float] = {}
     rows: list[dict] = []
-    for part in options.parts:
-        for case in cases_of(part, options.batches, options.sizes):
-            rows += _measure_case(bench, part, case, options.rounds, roofs)
+    with tempfile.TemporaryDirectory() as folder:
+        setup = Setup(
+            peers=peers,
+            device=options.device,
+            depth=options.depth,
+            precisions=_precisions(options),
+            compiled=options.compiled,
+            folder=Path(folder),
+        )
+        for part in options.parts:
+            for case in cases_of(part, options.batches, options.sizes):
+                for make_jobs in JOBS[part]:
+                    jobs = make_jobs(setup, case)
+                    rows += _measure_jobs(jobs, part, case, options.rounds, options.device)
     return {
         "environment": environment,
         "options": dataclasses.asdict(options),
         "left_out": left_out,
         "rows": rows,
-        "flops_per_second": roofs,
-        "growth": measure_growth(bench, options.rounds) if options.growth else [],
+        "growth": measure_growth(setup, options.rounds) if options.growth else [],
     }
 
 
 def choose_peers(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """The peers to measure, and why others are left out.
+    """Return the peers to measure, and for each one that is left out the reason.
 
     Raises:
         ValueError: one that is asked for can't be imported.
     """
-    reasons = {name: why_missing(name) for name in (PEERS if asked is None else asked)}
+    reasons = {name: why_missing(name) for name in (NAMES if asked is None else asked)}
     missing = {name: reason for name, reason in reasons.items() if reason}
     if asked is not None and missing:
         raise ValueError("; ".join(f"--peers {name}: {why}" for name, why in missing.items()))
     for name, reason in missing.items():
-        logger.warning("left out: %s: %s", name, reason)
+        logger.warning("%s is left out: %s", name, reason)
     return [name for name in reasons if name not in missing], missing
 
 
@@ -108,13 +119,12 @@ def cases_of(
     batches: Sequence[int] | None = None,
     sizes: Sequence[tuple[int, int]] | None = None,
 ) -> list[Case]:
-    """The loads of a part: its own, with other batches and sizes where these are given."""
-    cases = _LOADS[part]
-    if part == "loader":  # the size of its files says nothing about the network's input
-        return cases
+    """Return the cases of a part, with other batches and sizes where these are given."""
+    if part == "loader":  # the size of its files is not that of the network's input
+        return CASES[part]
     result = [
         Case(batch, *size, case.boxes)
-        for case in cases
+        for case in CASES[part]
         for size in (sizes or [(case.height, case.width)])
         for batch in (batches or [case.batch])
     ]
@@ -122,62 +132,29 @@ def cases_of(
 
 
 def _precisions(options: Options) -> dict[str, list[str]]:
-    """The precisions of infer and of train."""
+    """Return the precisions of infer and of train."""
     if options.precisions is not None:
         return {part: list(options.precisions) for part in ("infer", "train")}
     if options.device == "cuda":
         return {part: list(PRECISIONS) for part in ("infer", "train")}
-    return {"infer": ["fp32", "bf16"] if _has_bf16_instructions() else ["fp32"], "train": ["fp32"]}
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {"infer": ["fp32", "bf16"] if has_bf16 else ["fp32"], "train": ["fp32"]}
 
 
-def _has_bf16_instructions() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def _check_compiler(model: torch.nn.Module) -> None:
-    """Find out whether models can be compiled here before anything is measured."""
-    try:
-        optimize_for_inference(model, compile=True)
-    except RuntimeError as error:
-        raise ValueError(f"--compile: {error}") from error
-
-
-def _measure_case(
-    bench: Bench, part: str, case: Case, rounds: int, roofs: dict[str, float]
-) -> list[dict]:
-    with tempfile.TemporaryDirectory() as folder:
-        if part == "loader":
-            entries = loader_entries(case, Path(folder))
-        else:
-            entries = ENTRIES[part](bench, case)
-        rows = _measure_entries(entries, part, case, rounds, bench.device)
-    if part in ("train", "infer"):
-        _add_roofline(rows, entries[0], roofs, bench.device)
-    if part == "train":
-        outside = outside_entries(bench, case)
-        outside_rows = _measure_entries(outside, "outside", case, rounds, bench.device)
-        times = {row["name"]: row["median_ms"] for row in outside_rows}
-        for row in rows:
-            if row["precision"] == "fp32" and not row["compiled"] and not row["variant"]:
-                row["outside_ms"] = times[row["name"]]
-                row["outside_share"] = times[row["name"]] / row["median_ms"]
-    return rows
-
-
-def _measure_entries(
-    entries: Sequence[Entry], part: str, case: Case, rounds: int, device: str
+def _measure_jobs(
+    jobs: Sequence[Job], part: str, case: Case, rounds: int, device: str
 ) -> list[dict]:
     label = f"{part} {case.batch}x{case.height}x{case.width}"
-    with tqdm(total=rounds * len(entries), desc=label, leave=False) as progress:
-        results = measure([x.job for x in entries], rounds, device, tick=progress.update)
+    with tqdm(total=rounds * len(jobs), desc=label, leave=False) as progress:
+        results = measure(jobs, rounds, device, tick=progress.update)
     rows = [
         {
             "part": part,
             **case._asdict(),
-            "name": entry.job.name,
-            "variant": entry.variant,
-            "precision": entry.precision,
-            "compiled": entry.compiled,
+            "name": job.name,
+            "variant": job.variant,
+            "precision": job.precision,
+            "compiled": job.compiled,
             "median_ms": result.median,
             "min_ms": min(result.times),
             "max_ms": max(result.times),
@@ -186,36 +163,28 @@ def _measure_entries(
             "kernels": result.kernels,
             "images_per_s": 1000 * case.batch / result.median,
         }
-        for entry, result in zip(entries, results, strict=True)
+        for job, result in zip(jobs, results, strict=True)
     ]
-    _add_ratios(rows)
+    add_ratios(rows)
     return rows
 
 
-def _add_ratios(rows: list[dict]) -> None:
-    """Say how many times as fast as the fastest peer a row is.
+def add_ratios(rows: list[dict]) -> None:
+    """Add to each row how many times as fast as the fastest peer it is.
 
     ``speedup`` compares with peers of the same precision and compilation, ``speedup_plain`` with
     the peers as they are: eager, in fp32.
     """
-    peers = [row for row in rows if row["name"] != OURS]
-    plain = [x["median_ms"] for x in peers if _kind(x) in (("fp32", False), ("", False))]
+
+    def fastest(precision: str, compiled: bool) -> float | None:
+        times = [
+            x["median_ms"]
+            for x in rows
+            if x["name"] != OURS and (x["precision"], x["compiled"]) == (precision, compiled)
+        ]
+        return min(times, default=None)
+
     for row in rows:
-        same = [x["median_ms"] for x in peers if _kind(x) == _kind(row)]
-        row["speedup"] = min(same) / row["median_ms"] if same else None
-        row["speedup_plain"] = min(plain) / row["median_ms"] if plain else None
-
-
-def _kind(row: dict) -> tuple[str, bool]:
-    return row["precision"], row["compiled"]
-
-
-def _add_roofline(rows: list[dict], plain: Entry, roofs: dict[str, float], device: str) -> None:
-    """Share of the time that the convolutions would take at the speed of a large matmul."""
-    flops = convolution_flops(plain.job)
-    for row in rows:
-        precision = row["precision"]
-        if precision not in roofs:
-            roofs[precision] = matmul_flops_per_second(precision, device)
-        row["convolution_gflop"] = flops / 1e9
-        row["roofline_share"] = flops / roofs[precision] / (row["median_ms"] / 1000)
+        same, plain = fastest(row["precision"], row["compiled"]), fastest("fp32", False)
+        row["speedup"] = same and same / row["median_ms"]
+        row["speedup_plain"] = plain and plain / row["median_ms"]

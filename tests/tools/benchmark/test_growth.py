@@ -1,12 +1,11 @@
-"""How the cost grows: the loads and the plot."""
+"""Growth of the cost: the cases and the plot."""
 
 import pytest
 from PIL import Image
 
 from benchmark import growth
 from benchmark.inputs import Case
-from benchmark.parts import Bench
-from benchmark.peers import build_peers
+from benchmark.parts import Setup
 
 
 @pytest.mark.parametrize(
@@ -22,12 +21,12 @@ def test_one_thing_grows_at_a_time(axis, first, last):
     assert (cases[0], cases[-1]) == (first, last)
 
 
-def test_measure_and_plot(tmp_path, monkeypatch):
+def test_measure_and_plot(tmp_path, monkeypatch, peers):
     values = {"boxes": (1, 5), "side": (64, 96), "batch": (1, 2)}
     monkeypatch.setattr(growth, "_VALUES", values)
     monkeypatch.setattr(growth, "_BASE", Case(1, 64, 64, 4))
-    bench = Bench(build_peers(["torchvision"], 18, "cpu"), "cpu", 18, {})
-    rows = growth.measure_growth(bench, rounds=2)
+    setup = Setup([peers["fcos_d2"], peers["torchvision"]], "cpu", 18, {})
+    rows = growth.measure_growth(setup, rounds=2)
     assert len(rows) == 3 * 3 * 2 * 2  # parts, axes, values, names
     assert {x["name"] for x in rows} == {"fcos_d2", "torchvision"}
     assert all(0 < x["min_ms"] <= x["median_ms"] <= x["max_ms"] for x in rows)

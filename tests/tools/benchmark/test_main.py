@@ -12,6 +12,7 @@ from benchmark.__main__ import main
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "benchmark"
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path):
     options = "--peers torchvision --depth 18 --parts match,infer --dtype fp32 --batch 1"
     options += " --size 64x96 --rounds 2 --threads 1 --json"
@@ -42,10 +43,10 @@ def test_a_whole_run(tmp_path):
         ("--peers torchvision,mmdet", "'mmdet': some of torchvision,detectron2,adelaidet"),
         ("--parts match,nms", "'nms': some of match,loss"),
         ("--dtype fp8", "'fp8': some of fp32,tf32,bf16"),
-        ("--size 512", "'512': HEIGHTxWIDTH in pixels, each at least 32"),
-        ("--size 512x16", "'512x16': HEIGHTxWIDTH in pixels"),
-        ("--batch 1,0", "'0': a whole number from 1 on"),
-        ("--rounds x", "'x': a whole number from 1 on"),
+        ("--size 512", "'512': must be HEIGHTxWIDTH in pixels, at least 32"),
+        ("--size 512x16", "'512x16': must be HEIGHTxWIDTH in pixels"),
+        ("--batch 1,0", "'0': must be a whole number from 1 on"),
+        ("--rounds x", "'x': must be a whole number from 1 on"),
         ("--depth 34", "invalid choice: 34"),
     ],
 )

@@ -11,15 +11,12 @@ from torchvision.ops import nms
 from benchmark.measure import (
     Job,
     Measurement,
-    _count_syncs_cuda,
-    autocast,
-    convolution_flops,
     count,
+    count_on_cuda,
     count_operators,
-    matmul_flops_per_second,
-    matmul_precision,
     measure,
     peak_memory_cpu,
+    precision_context,
 )
 
 X = torch.arange(6.0)
@@ -75,7 +72,7 @@ def test_peak_memory_counts_gradients():
         (lambda: (X + 1).view(2, 3).t().reshape(-1), 0),
     ],
 )
-def test_waits_for_the_device(run, expected):
+def test_host_device_syncs(run, expected):
     assert count_operators(Job("", run))[0] == expected
 
 
@@ -101,9 +98,12 @@ def test_operators_of_the_backward_pass_count():
     assert count_operators(Job("", lambda: (x * 2).sum().backward()))[1] > forward
 
 
-def test_waits_on_cuda_are_its_warnings(monkeypatch):
+def test_syncs_on_cuda_are_its_warnings(monkeypatch):
     modes = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 350)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
 
     def run():
@@ -111,7 +111,7 @@ def test_waits_on_cuda_are_its_warnings(monkeypatch):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert _count_syncs_cuda(Job("", run)) == 3
+    assert count_on_cuda(Job("", run)) == (250, 3)
     assert modes == ["warn", "default"]
 
 
@@ -138,35 +138,24 @@ def test_median():
     assert Measurement([9.0, 1.0, 2.0, 4.0]).median == 3.0
 
 
-def test_count_gives_memory_in_mib_waits_and_kernels():
+def test_count_gives_memory_in_mib_syncs_and_kernels():
     job = Job("", lambda: torch.ones(2**18).sum().item())
     peak, syncs, kernels = count(job, "cpu")
     assert peak == pytest.approx(1, abs=0.01) and (syncs, kernels) == (1, 2)
 
 
-def test_flops_of_convolutions_alone():
-    conv = torch.nn.Conv2d(3, 8, 3, padding=1)
-    image = torch.ones(1, 3, 10, 10)
-    # 100 places, 8 channels, 27 multiplications and additions; the product is no convolution.
-    job = Job("", lambda: conv(image).flatten(1) @ torch.ones(800, 5))
-    assert convolution_flops(job) == 2 * 100 * 8 * 27
-
-
-def test_the_roof_is_operations_over_time(monkeypatch):
-    monkeypatch.setattr("benchmark.measure.time_once", lambda job, device: 1000.0)
-    assert matmul_flops_per_second("fp32", "cpu") == 2 * 1536**3
-
-
 def test_precisions_are_set_and_restored():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    with matmul_precision("tf32"):
-        assert torch.get_float32_matmul_precision() == "high"
-        assert torch.backends.cudnn.allow_tf32
-    with matmul_precision("fp32"):
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert not torch.backends.cudnn.allow_tf32
-    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    def state():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = state()
+    for precision, expected in (("tf32", ("high", True)), ("fp32", ("highest", False))):
+        with precision_context(precision, "cpu"):
+            assert state() == expected
+    assert state() == before
     one = torch.ones(2, 2)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        with autocast(precision, "cpu"):
+        with precision_context(precision, "cpu"):
             assert (one @ one).dtype == dtype
+    with precision_context("bf16", "cpu", autocast=False):
+        assert (one @ one).dtype == torch.float32

@@ -1,11 +1,12 @@
-"""What is measured, and what the report makes of it."""
+"""Cases, results and report of the benchmark."""
 
 import pytest
 import torch
 
 from benchmark import run
 from benchmark.inputs import Case
-from benchmark.run import PARTS, Options, _add_ratios, cases_of, choose_peers, run_benchmark
+from benchmark.parts import OUTSIDE
+from benchmark.run import PARTS, Options, add_ratios, cases_of, choose_peers, run_benchmark
 from benchmark.tables import format_report
 
 
@@ -20,15 +21,10 @@ def make_row(**changes):
 def make_results(rows):
     environment = {"cpu": "Some CPU", "cores": 2, "commit": None, "load_average": [0.5, 1.0, 2.0]}
     left_out = {"adelaidet": "it is not there"}
-    return {
-        "environment": environment,
-        "left_out": left_out,
-        "rows": rows,
-        "flops_per_second": {"fp32": 1.5e11},
-    }
+    return {"environment": environment, "left_out": left_out, "rows": rows}
 
 
-def test_every_part_has_loads_of_its_own():
+def test_every_part_has_cases_of_its_own():
     for part in PARTS:
         assert cases_of(part)
     assert cases_of("match") == [Case(4, 800, 1333, 200), Case(4, 800, 1066, 8)]
@@ -55,7 +51,7 @@ def test_ratios_are_to_the_fastest_peer():
         make_row(name="torchvision", median_ms=4.0, precision="bf16"),
         make_row(median_ms=0.5, compiled=True),
     ]
-    _add_ratios(rows)
+    add_ratios(rows)
     assert [x["speedup"] for x in rows] == [3.0, 0.6, 1.0, 4.0, 1.0, None]
     assert [x["speedup_plain"] for x in rows] == [3.0, 0.6, 1.0, 6.0, 1.5, 12.0]
 
@@ -77,41 +73,43 @@ def test_no_device():
         run_benchmark(Options(device="cuda"))
 
 
-def test_tf32_needs_cuda():
-    with pytest.raises(ValueError, match="tf32 exists on CUDA devices only"):
-        run_benchmark(Options(precisions=["tf32"]))
-
-
+@pytest.mark.slow
 def test_everything_is_measured_of_everybody(monkeypatch):
-    monkeypatch.setitem(run._LOADS, "train", [Case(1, 64, 96, 8)])
-    monkeypatch.setitem(run._LOADS, "loader", [Case(1, 60, 80, 3)])
-    options = {"parts": ["loss", "decode", "train", "loader"], "batches": [1], "sizes": [(64, 96)]}
+    monkeypatch.setitem(run.CASES, "train", [Case(1, 64, 96, 8)])
+    monkeypatch.setitem(run.CASES, "loader", [Case(1, 60, 80, 3)])
+    parts = ["loss", "decode", "train", "loader"]
+    options = {"parts": parts, "batches": [1], "sizes": [(64, 96)]}
     results = run_benchmark(Options(["torchvision"], depth=18, rounds=2, **options))
-    loader = [("loader", "fcos_d2"), ("loader", "fcos_d2"), ("loader", "detectron2")]
-    parts = [(part, name) for part in options["parts"][:3] for name in ("fcos_d2", "torchvision")]
-    parts.insert(5, ("train", "fcos_d2"))
     rows = results["rows"]
-    assert [(x["part"], x["name"]) for x in rows] == parts + loader
-    assert [x["variant"] for x in rows[4:7]] == ["", "channels last", ""]
+    assert [(x["part"], x["name"], x["variant"]) for x in rows] == [
+        ("loss", "fcos_d2", ""),
+        ("loss", "torchvision", ""),
+        ("decode", "fcos_d2", ""),
+        ("decode", "torchvision", ""),
+        ("train", "fcos_d2", ""),
+        ("train", "fcos_d2", "channels last"),
+        ("train", "torchvision", ""),
+        ("train", "fcos_d2", OUTSIDE),
+        ("train", "torchvision", OUTSIDE),
+        ("loader", "fcos_d2", "reduced JPEG decoding"),
+        ("loader", "fcos_d2", "full JPEG decoding"),
+        ("loader", "detectron2", "DatasetMapper"),
+    ]
     for row in rows:
         assert 0 < row["min_ms"] <= row["median_ms"] <= row["max_ms"]
         assert row["images_per_s"] == pytest.approx(1000 / row["median_ms"])
         if row["part"] != "loader":
             assert row["peak_mib"] > 0 and row["kernels"] > 0 and row["syncs"] >= 0
-        if row["part"] == "train":
-            if not row["variant"]:
-                assert row["outside_share"] == row["outside_ms"] / row["median_ms"] < 1
-            assert row["convolution_gflop"] == rows[4]["convolution_gflop"] > 0
-            seconds = row["median_ms"] / 1000
-            share = row["convolution_gflop"] * 1e9 / results["flops_per_second"]["fp32"] / seconds
-            assert row["roofline_share"] == pytest.approx(share)
-    assert "Loader processes that keep up" in format_report(results)
+    # The part of a training step is compared with the same part of the peers.
+    assert rows[8]["speedup"] == 1 and rows[7]["median_ms"] < rows[4]["median_ms"]
+    assert "Loader processes needed" in format_report(results)
 
 
 def test_report():
     rows = [
-        make_row(median_ms=1234.5, outside_ms=2.5, outside_share=0.0123, roofline_share=0.5),
+        make_row(median_ms=1234.5),
         make_row(name="torchvision", median_ms=2469.0, speedup=1.0, syncs=None),
+        make_row(variant=OUTSIDE, images_per_s=9000.0),
         make_row(variant="optimized", part="infer", precision="bf16", speedup=2.345),
         make_row(part="loader", variant="DatasetMapper", precision="", images_per_s=40.0),
     ]
@@ -120,21 +118,15 @@ def test_report():
     assert lines[0] == "CPU Some CPU, cores 2, load 0.5 1.0 2.0."
     assert "Left out: adelaidet: it is not there." in lines
     table = [x.replace(" ", "") for x in lines if x.startswith("|")]
-    assert table[0] == (
-        "||medianms|min|max|vsfastestpeer|peakMiB|syncs|kernels|images/s|outsidems|outside|"
-        "oftheroof|"
-    )
-    assert table[2] == "|fcos_d2,fp32|1234|1|1||1|2|3|100|2.5|1.23%|50%|"
-    assert table[3] == "|torchvision,fp32|2469|1|1|1x|1||3|100||||"
-    assert table[6].startswith("|fcos_d2,optimized,bf16|1|1|1|2.35x|")
+    assert table[0] == "||medianms|min|max|vsfastestpeer|peakMiB|syncs|kernels|images/s|"
+    assert table[2] == "|fcos_d2,fp32|1234|1|1||1|2|3|100|"
+    assert table[3] == "|torchvision,fp32|2469|1|1|1x|1||3|100|"
+    assert table[7].startswith("|fcos_d2,optimized,bf16|1|1|1|2.35x|")
     assert "2 images of 512x512, 8 boxes each:" in lines
     # 100 images a second need three processes of 40.
     assert "- fcos_d2, DatasetMapper, files of 512x512: 3" in lines
-    assert "TFLOP/s: fp32 0.15." in report and "those that a GPU would have" in report
-
-
-def test_report_of_a_gpu_speaks_of_no_cpu():
-    results = make_results([make_row(part="match")])
+    assert "those that a GPU would have" in report
+    results = make_results(rows)
     results["environment"]["gpu"] = "Some GPU"
     report = format_report(results)
     assert "GPU Some GPU" in report and "would have" not in report
