@@ -52,9 +52,9 @@ def launch(
         run, main_process = _run_under_torchrun, os.environ["RANK"] == "0"
     else:
         run, main_process = _run, args.machine_rank == 0
-    if main_process and output_dir is None:
-        output_dir = read_cfg(args.config_file, args.opts).OUTPUT_DIR
-    with _report_at_end(output_dir) if main_process else contextlib.nullcontext():
+    if not main_process:
+        return run(main, args)
+    with _report_at_end(output_dir or read_cfg(args.config_file, args.opts).OUTPUT_DIR):
         run(main, args)
 
 
