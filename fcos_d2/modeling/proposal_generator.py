@@ -1,6 +1,7 @@
 """`FCOSProposalGenerator`: locations, head, matcher, losses and decoder in one module."""
 
 import functools
+import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from .locations import Locations, compute_locations
 from .losses import LossOptions, fcos_losses
 from .matcher import CenterSamplingMatcher, Matches
 from .saved_settings import SavedSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
@@ -45,7 +48,7 @@ class FCOSProposalGenerator(SavedSettings):
     :meth:`predict`, then :meth:`losses` or :meth:`detect`.
     """
 
-    saved_settings = ("location_offset", "location_step")
+    saved_settings = ("location_offset", "location_step", "score_rules")
 
     @configurable
     def __init__(
@@ -136,6 +139,19 @@ class FCOSProposalGenerator(SavedSettings):
             "focal_loss_alpha": cfg.MODEL.FCOS.FOCAL_LOSS_ALPHA,
             "focal_loss_gamma": cfg.MODEL.FCOS.FOCAL_LOSS_GAMMA,
         }
+
+    @property
+    def score_rules(self) -> dict[str, Any]:
+        """Rules of the decoder. Loading others only warns: unlike the locations, they are free."""
+        names = ("score", "score_thresh_on", "topk_on", "clip_before_nms")
+        return {f"MODEL.FCOS.{name.upper()}": getattr(self.decoder, name) for name in names}
+
+    @score_rules.setter
+    def score_rules(self, saved: dict[str, Any]) -> None:
+        own = self.score_rules
+        different = [f"{k} {v} (now {own[k]})" for k, v in saved.items() if own.get(k, v) != v]
+        if different:
+            logger.warning("The loaded weights were used with %s.", ", ".join(different))
 
     def forward(
         self,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 # fvcore's Checkpointer drops a tensor whose shape differs from the model's: the length is fixed.
-_LENGTH = 256
+_LENGTH = 512
 
 
 class SavedSettings(nn.Module):
@@ -40,7 +40,7 @@ class SavedSettings(nn.Module):
 
 
 def encode_settings(settings: dict[str, Any]) -> Tensor:
-    """Return ``settings`` as JSON text in (256,) uint8.
+    """Return ``settings`` as JSON text in (512,) uint8.
 
     fvcore's Checkpointer accepts only tensors.
     """

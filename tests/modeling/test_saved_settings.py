@@ -1,6 +1,7 @@
 """Settings in the state dict, and older state dicts without them."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -81,6 +82,23 @@ def test_an_older_state_dict_is_complete(models):
     assert settings(model) == before
 
 
+def test_other_score_rules_are_warned_of(tiny_cfg, caplog):
+    """Scores are another function of the same predictions: the config's to choose."""
+    model = build_model(tiny_cfg)
+    state = model.state_dict()
+    with caplog.at_level(logging.WARNING, logger="fcos_d2"):
+        model.load_state_dict(state)
+        assert not caplog.records
+        tiny_cfg.MODEL.FCOS.SCORE, tiny_cfg.MODEL.FCOS.TOPK_ON = "product", "cls"
+        other = build_model(tiny_cfg)
+        other.load_state_dict(state)
+    (record,) = caplog.records
+    assert (
+        "MODEL.FCOS.SCORE sqrt (now product), MODEL.FCOS.TOPK_ON score (now cls)." in record.message
+    )
+    assert other.proposal_generator.decoder.score == "product"
+
+
 def test_a_resnet_without_bottlenecks_has_no_stride_to_save(tiny_cfg):
     model = build_model(tiny_cfg)
     assert model.backbone.stride_in_1x1 is None
@@ -111,6 +129,6 @@ def test_encoding():
     """One length: Detectron2's checkpointers drop tensors of another shape."""
     for value in ({}, {"a": 0.5, "b": None, "c": [1, "x"]}):
         state = encode_settings(value)
-        assert state.shape == (256,) and decode_settings(state) == value
-    with pytest.raises(ValueError, match="longer than 256 bytes"):
-        encode_settings({"a": "x" * 300})
+        assert state.shape == (512,) and decode_settings(state) == value
+    with pytest.raises(ValueError, match="longer than 512 bytes"):
+        encode_settings({"a": "x" * 600})
