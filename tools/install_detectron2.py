@@ -1,13 +1,13 @@
 """Install Detectron2 into the environment of the Python that runs this script.
 
-Detectron2 is not on PyPI under its own name, and building it needs PyTorch first, so it can't be
-an ordinary line of requirements.txt. In this order:
+Detectron2 is not on PyPI under its own name and is built against the installed PyTorch, so
+requirements.txt can't list it. In this order:
 
-1. Detectron2 can be imported already: nothing is done.
-2. Upstream at a pinned commit, with its compiled operators (git and a C++ compiler are needed).
-3. The sdist ``detectron2-cdo`` 0.5 from PyPI: Detectron2 v0.5's Python without its C++ sources.
-   A table of exact replacements makes it run on today's PyTorch, NumPy and Pillow, and its
-   compiled operators become a placeholder that says so when one is called. FCOS needs none of them.
+1. Detectron2 can be imported: nothing is done.
+2. Upstream at a pinned commit, with its compiled operators (needs git and a C++ compiler).
+3. The sdist ``detectron2-cdo`` 0.5 from PyPI: the Python of Detectron2 v0.5 without its C++
+   sources. Exact replacements make it run on current PyTorch, NumPy and Pillow; a placeholder for
+   the compiled operators raises an error when one is called. FCOS needs none of them.
 
 Usage:
     python tools/install_detectron2.py [--source auto|upstream|pypi] [--sdist FILE] [--quiet]
@@ -17,23 +17,19 @@ from __future__ import annotations
 
 import argparse
 import ast
-import base64
 import hashlib
 import html
-import http.client
 import importlib.util
 import json
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 import tarfile
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +37,11 @@ UPSTREAM = (
     "https://github.com/facebookresearch/detectron2.git@02b5c4e295e990042a714712c21dc79b731e8833"
 )
 SDIST_PROJECT = "detectron2-cdo"
-SDIST_REQUIREMENT = f"{SDIST_PROJECT}==0.5"
 SDIST_FILE = "detectron2_cdo-0.5.tar.gz"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
+DEFAULT_INDEX = "https://pypi.org/simple"
 NETWORK_TIMEOUT_S = 60
-# With these pip announces an error that a tool reports in its own words.
+# Lines in which pip announces the error of another tool.
 ANNOUNCEMENTS = ("subprocess-exited-with-error", "metadata-generation-failed", "ailed building")
 
 
@@ -54,7 +50,7 @@ class InstallError(Exception):
 
 
 class Replacement(NamedTuple):
-    """``old`` stands exactly ``count`` times in ``file`` and becomes ``new`` everywhere."""
+    """``old`` occurs exactly ``count`` times in ``file``; ``new`` replaces every occurrence."""
 
     file: str
     old: str
@@ -62,8 +58,8 @@ class Replacement(NamedTuple):
     count: int = 1
 
 
-# NumPy 1.24 removed the aliases of Python's own types.
-NUMPY_REPLACEMENTS = [
+REPLACEMENTS = [
+    # NumPy 1.24 removed the aliases of Python's own types.
     Replacement("detectron2/data/build.py", "dtype=np.int\n", "dtype=int\n"),
     Replacement("detectron2/data/build.py", "dtype=np.int)", "dtype=int)"),
     Replacement("detectron2/data/datasets/pascal_voc.py", "dtype=np.str)", "dtype=str)"),
@@ -83,17 +79,11 @@ NUMPY_REPLACEMENTS = [
     Replacement("detectron2/utils/visualizer.py", "astype(np.bool)", "astype(bool)", 3),
     # NumPy 2: copy=False is an error where a copy can't be avoided.
     Replacement("detectron2/layers/mask_ops.py", "np.array(mask, copy=False)", "np.asarray(mask)"),
-]
-
-# Pillow 10 removed the alias LINEAR.
-PILLOW_REPLACEMENTS = [
+    # Pillow 10 removed the alias LINEAR.
     Replacement(
         "detectron2/data/transforms/transform.py", "interp=Image.LINEAR", "interp=Image.BILINEAR"
     ),
-]
-
-# setuptools no longer has pkg_resources.
-SETUPTOOLS_REPLACEMENTS = [
+    # setuptools no longer has pkg_resources.
     Replacement("detectron2/model_zoo/model_zoo.py", "import pkg_resources\n", ""),
     Replacement(
         "detectron2/model_zoo/model_zoo.py",
@@ -102,19 +92,13 @@ SETUPTOOLS_REPLACEMENTS = [
         "    )",
         'os.path.join(os.path.dirname(__file__), "configs", config_path)',
     ),
-]
-
-# torch.meshgrid warns when it is not told the order of its axes.
-PYTORCH_REPLACEMENTS = [
+    # torch.meshgrid warns when it is not told the order of its axes.
     Replacement(
         "detectron2/modeling/anchor_generator.py",
         "torch.meshgrid(shifts_y, shifts_x)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
     ),
-]
-
-# caffe2 is gone from PyTorch: without it, detectron2.export keeps what doesn't need it.
-CAFFE2_REPLACEMENTS = [
+    # caffe2 is gone from PyTorch: without it, detectron2.export keeps what doesn't need it.
     Replacement(
         "detectron2/export/__init__.py",
         "from .api import *\n",
@@ -125,11 +109,8 @@ CAFFE2_REPLACEMENTS = [
         "else:\n"
         "    from .api import *\n",
     ),
-]
-
-# The sdist lacks the C++ sources: the COCO evaluator falls back to the Python it is derived from,
-# as upstream does today where the compiled one can't be imported.
-COMPILED_CODE_REPLACEMENTS = [
+    # The sdist lacks the C++ sources: the COCO evaluator uses pycocotools' Python instead, as
+    # upstream does where the compiled one can't be imported.
     Replacement(
         "detectron2/evaluation/coco_evaluation.py",
         "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n",
@@ -139,11 +120,8 @@ COMPILED_CODE_REPLACEMENTS = [
     Replacement(
         "setup.py", '    cmdclass={"build_ext": torch.utils.cpp_extension.BuildExtension},\n', ""
     ),
-]
-
-# The distribution is named as Detectron2 is, its version tells that it is this one, and the model
-# zoo's configs come along (setup.py looks for them in a folder that the sdist lacks).
-PACKAGING_REPLACEMENTS = [
+    # Detectron2's own name with a version that identifies this variant; and the model zoo's
+    # configs, which setup.py expects in a folder that the sdist lacks.
     Replacement("detectron2/__init__.py", '__version__ = "0.5"', '__version__ = "0.5+purepython"'),
     Replacement("setup.py", 'name="detectron2_cdo"', 'name="detectron2"'),
     Replacement("setup.py", '"black==21.4b2"', '"black"'),
@@ -152,16 +130,6 @@ PACKAGING_REPLACEMENTS = [
         '"detectron2.model_zoo": get_model_zoo_configs()',
         '"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]',
     ),
-]
-
-REPLACEMENTS = [
-    *NUMPY_REPLACEMENTS,
-    *PILLOW_REPLACEMENTS,
-    *SETUPTOOLS_REPLACEMENTS,
-    *PYTORCH_REPLACEMENTS,
-    *CAFFE2_REPLACEMENTS,
-    *COMPILED_CODE_REPLACEMENTS,
-    *PACKAGING_REPLACEMENTS,
 ]
 
 PLACEHOLDER_FILE = "detectron2/_C.py"
@@ -200,43 +168,34 @@ def __getattr__(name):
 '''
 
 
-def apply_replacements(root: Path, replacements: Iterable[Replacement]) -> None:
-    """Apply each replacement, in order, to the files below ``root``.
+def apply_replacements(root: Path, replacements: list[Replacement]) -> None:
+    """Apply the replacements, in order, to the files below ``root``.
 
     Raises:
-        InstallError: a file is missing, or doesn't hold the old text exactly ``count`` times.
+        InstallError: a file is missing, or does not contain the old text exactly ``count`` times.
     """
     for file, old, new, count in replacements:
-        path = Path(root) / file
+        path = root / file
         if not path.is_file():
             raise InstallError(f"{file} is missing: can't replace {old!r} in it")
         text = path.read_text(encoding="utf-8")
-        found = text.count(old)
-        if found != count:
-            raise InstallError(f"{file} holds {old!r} {found} times, not {count}: not replaced")
+        if text.count(old) != count:
+            raise InstallError(f"{file} contains {old!r} {text.count(old)} times, not {count}")
         path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def add_placeholder(root: Path) -> None:
-    """Write the stand-in for ``detectron2._C`` below ``root``.
-
-    Raises:
-        InstallError: there is such a file already.
-    """
-    path = Path(root) / PLACEHOLDER_FILE
+    """Write the placeholder for ``detectron2._C`` below ``root``."""
+    path = root / PLACEHOLDER_FILE
     if path.exists():
-        raise InstallError(f"{PLACEHOLDER_FILE} is there already: a placeholder would hide it")
+        raise InstallError(f"{PLACEHOLDER_FILE} exists already: a placeholder would hide it")
     path.write_text(PLACEHOLDER, encoding="utf-8")
 
 
 def verify_sha256(path: Path, expected: str) -> None:
-    """Compare a file's SHA-256 with ``expected`` (hexadecimal).
-
-    Raises:
-        InstallError: they differ, or the file can't be read.
-    """
+    """Raise InstallError unless the file has this SHA-256 (hexadecimal)."""
     try:
-        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise InstallError(f"{path} can't be read: {error.strerror}") from error
     if found != expected:
@@ -244,22 +203,22 @@ def verify_sha256(path: Path, expected: str) -> None:
 
 
 def unpack_sdist(sdist: Path, folder: Path) -> Path:
-    """Unpack a ``.tar.gz`` source distribution and return the one folder that it holds."""
-    # Python 3.11.4 brought the filter; the archive's hash was verified in any case.
+    """Unpack a ``.tar.gz`` source distribution and return its top folder."""
+    # The filter is new in Python 3.11.4; the archive's hash is verified in any case.
     options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, **options)
-    (root,) = Path(folder).iterdir()
+    (root,) = folder.iterdir()
     return root
 
 
 def run(command: list[str], cwd: Path, timeout: float | None = None) -> str:
-    """Run a command that can't ask anything and return what it wrote.
+    """Run a command without prompts and return its output.
 
     Raises:
-        InstallError: it failed or took longer than ``timeout`` seconds; with the line that says so.
+        InstallError: it failed, or took longer than ``timeout`` seconds.
     """
-    # No prompt for a password, and messages in the language that failure_line reads.
+    # English messages, for failure_line.
     settings = {"GIT_TERMINAL_PROMPT": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "LANGUAGE": "en"}
     try:
         result = subprocess.run(
@@ -274,20 +233,20 @@ def run(command: list[str], cwd: Path, timeout: float | None = None) -> str:
             timeout=timeout,
         )
     except subprocess.TimeoutExpired as error:
-        raise InstallError(f"{command[0]} gave no answer in {timeout:.0f} s") from error
+        raise InstallError(f"{command[0]} did not answer within {timeout:.0f} s") from error
     if result.returncode != 0:
         raise InstallError(failure_line(result.stdout))
     return result.stdout
 
 
 def failure_line(output: str) -> str:
-    """The line of a failed command's output that says most about why."""
+    """Return the line of a failed command's output that explains the failure best."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for mark in ("fatal error: ", "fatal: ", "error: "):
         for line in lines:
             if mark in line.lower() and not any(text in line for text in ANNOUNCEMENTS):
                 return line
-    return lines[-1] if lines else "it failed without a word"
+    return lines[-1] if lines else "it failed without output"
 
 
 def pip(*arguments: str, cwd: Path) -> str:
@@ -296,10 +255,10 @@ def pip(*arguments: str, cwd: Path) -> str:
 
 
 def build_and_install(requirement: str, work: Path) -> None:
-    """Build a wheel in ``work`` from a folder or URL, then install it with what it requires.
+    """Build a wheel from a folder or URL, then install it with its requirements.
 
-    Building apart from installing leaves the environment as it was when the build fails. The build
-    is not isolated because Detectron2's setup.py imports the PyTorch that it will run with.
+    A failed build leaves the environment as it was. The build is not isolated: Detectron2's
+    setup.py imports PyTorch.
     """
     wheels = work / "wheels"
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), requirement, cwd=work)
@@ -322,126 +281,75 @@ def install_upstream(upstream: str, work: Path) -> None:
     build_and_install(f"git+{upstream}", work)
 
 
-def pip_settings() -> dict[str, str]:
-    """The user's settings of pip, from its files and from the environment, by option name."""
-    sections = ("global.", "install.", ":env:.")  # in the order in which pip lets them win
-    lines = [line.partition("=") for line in pip("config", "list", cwd=Path.cwd()).splitlines()]
-    return {
-        key.removeprefix(section): ast.literal_eval(value)
-        for section in sections
-        for key, _, value in lines
-        if key.startswith(section)
-    }
-
-
-def default_index() -> str:
-    """The index that this pip asks where its settings name none, as its help states it."""
-    stated = re.search(r"\(default\s+(\S+?)\)", pip("install", "--help", cwd=Path.cwd()))
-    if stated is None:
-        raise InstallError("pip does not say which index it uses: set it with pip's index-url")
-    return stated.group(1)
-
-
-def pages_of_links(settings: dict[str, str]) -> list[str]:
-    """URLs of the pages and folders where pip would look for the sdist, in pip's order."""
-    pages = [
-        Path(place).resolve().as_uri() if Path(place).exists() else place
-        for place in settings.get("find-links", "").split()
-    ]
-    if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on"):
-        indexes = (settings.get("index-url") or default_index()).split()
-        indexes += settings.get("extra-index-url", "").split()
-        pages += [f"{index.rstrip('/')}/{SDIST_PROJECT}/" for index in indexes]
-    return pages
-
-
-def read_url(url: str, settings: dict[str, str]) -> bytes:
-    """Fetch a URL with the certificates, the proxy and the password that pip would use."""
-    parts = urllib.parse.urlsplit(url)
-    user, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(parts._replace(netloc=host).geturl())
-    if user:
-        token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {token}")
-    context = ssl.create_default_context(cafile=settings.get("cert"))
-    handlers = [urllib.request.HTTPSHandler(context=context)]
-    if "proxy" in settings:
-        proxy = settings["proxy"]
-        handlers.append(urllib.request.ProxyHandler({"http": proxy, "https": proxy}))
-    with urllib.request.build_opener(*handlers).open(request, timeout=NETWORK_TIMEOUT_S) as answer:
-        return answer.read()
-
-
-def find_sdist_url(page: str, settings: dict[str, str]) -> str:
-    """The sdist's URL on a page of an index or in a folder (``file:`` URL).
-
-    Raises:
-        OSError: the page can't be read.
-        LookupError: the sdist is not on it.
-    """
-    if page.startswith("file:"):
-        folder = Path(urllib.request.url2pathname(urllib.parse.urlsplit(page).path))
-        if (folder / SDIST_FILE).is_file():
-            return (folder / SDIST_FILE).as_uri()
-        page = f"{page.rstrip('/')}/index.html"
-    text = read_url(page, settings).decode("utf-8", "replace")
-    for href in re.findall(r"""<a\s[^>]*?href\s*=\s*["']([^"']+)["']""", text, re.IGNORECASE):
-        url = urllib.parse.urldefrag(urllib.parse.urljoin(page, html.unescape(href))).url
-        if url.rpartition("/")[2] == SDIST_FILE:
-            return url
-    raise LookupError(f"no {SDIST_FILE} there")
+def index_urls(work: Path) -> list[str]:
+    """Return the package indexes that pip is configured to use."""
+    settings: dict[str, str] = {}
+    for line in pip("config", "list", cwd=work).splitlines():  # sorted: the environment first
+        key, _, value = line.partition("=")
+        settings.setdefault(key.rpartition(".")[2], ast.literal_eval(value))
+    extra = settings.get("extra-index-url", "")
+    return [settings.get("index-url", DEFAULT_INDEX), *extra.split()]
 
 
 def download_sdist(work: Path) -> Path:
-    """Fetch the sdist from wherever pip is configured to look, and verify its hash.
+    """Download the sdist from the first package index that has it, and verify its hash.
 
-    ``pip download`` would run the sdist's setup.py, and pip since 26.3 refuses what that declares
-    (a URL among its optional requirements) although only the sources are wanted.
-
-    Raises:
-        InstallError: it could not be had anywhere, with the reason of each place.
+    ``pip download`` would run the sdist's setup.py, and pip since 26.3 rejects its metadata.
     """
-    settings = pip_settings()
     reasons = []
-    for page in pages_of_links(settings):
+    for index in index_urls(work):
+        page = f"{index.rstrip('/')}/{SDIST_PROJECT}/"
+        if "@" in page:
+            reasons.append("indexes with a password are not supported")
+            continue
         try:
-            content = read_url(find_sdist_url(page, settings), settings)
-        except (OSError, LookupError, ValueError, http.client.HTTPException) as error:
-            reasons.append(f"{re.sub('//[^/]*@', '//', page)}: {error}")
+            text = read_url(f"{page}index.html" if page.startswith("file:") else page).decode()
+            links = re.findall(r"""href\s*=\s*["']([^"']+)["']""", text, re.IGNORECASE)
+            urls = [urllib.parse.urljoin(page, html.unescape(link)) for link in links]
+            urls = [url for url in urls if urllib.parse.urlsplit(url).path.endswith(SDIST_FILE)]
+            if not urls:
+                raise OSError(f"no {SDIST_FILE} there")
+            content = read_url(urllib.parse.urldefrag(urls[0]).url)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{page}: {error}")
             continue
         path = work / SDIST_FILE
         path.write_bytes(content)
         verify_sha256(path, SDIST_SHA256)
         return path
-    raise InstallError("it can't be downloaded: " + "; ".join(reasons or ["no index is set"]))
+    raise InstallError("it can't be downloaded: " + "; ".join(reasons))
+
+
+def read_url(url: str) -> bytes:
+    """Return the content of a URL."""
+    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as response:
+        return response.read()
 
 
 def install_sdist(sdist: Path | None, work: Path) -> None:
-    """Make Detectron2 v0.5 run on today's libraries and install it as pure Python.
+    """Patch Detectron2 v0.5 and install it as pure Python.
 
     Args:
-        sdist: the source distribution, downloaded where this is None.
+        sdist: the source distribution; downloaded if None.
         work: a folder for temporary files.
     """
-    if sdist is None:
-        sdist = download_sdist(work)
-    else:
-        verify_sha256(sdist, SDIST_SHA256)
+    sdist = sdist or download_sdist(work)
+    verify_sha256(sdist, SDIST_SHA256)
     root = unpack_sdist(sdist, work / "source")
     apply_replacements(root, REPLACEMENTS)
     add_placeholder(root)
-    say(f"applied {len(REPLACEMENTS)} replacements to {SDIST_REQUIREMENT}, building a wheel")
+    say(f"applied {len(REPLACEMENTS)} replacements to {SDIST_FILE}, building a wheel")
     build_and_install(str(root), work)
 
 
 def find_detectron2() -> tuple[str, str] | None:
-    """The version and folder of an installed Detectron2 that works, None where there is none.
+    """Return the version and folder of the installed Detectron2; None if there is none.
 
     Raises:
         InstallError: it is installed, but importing it fails.
     """
-    # A process of its own: packages installed a moment ago are seen, and nothing stays imported.
-    # Its folder is an empty one, so that no ./detectron2 is mistaken for an installation.
+    # In a new process, which sees packages just installed; in an empty folder, so that no
+    # ./detectron2 is mistaken for an installation.
     code = (
         "import importlib.util, json\n"
         "spec = importlib.util.find_spec('detectron2')\n"
@@ -460,37 +368,36 @@ def find_detectron2() -> tuple[str, str] | None:
             f"`{sys.executable} -m pip uninstall detectron2`, then run this again"
         )
     found = json.loads(result.stdout.splitlines()[-1])
-    return None if found is None else (found[0], str(Path(found[1]).parent))
+    return found and (found[0], str(Path(found[1]).parent))
 
 
 def check_requirements() -> None:
-    """Raise InstallError unless this environment has what building Detectron2 takes."""
+    """Raise InstallError unless this environment has everything that the build needs."""
     if importlib.util.find_spec("torch") is None:
         raise InstallError(
-            f"PyTorch is not installed in {sys.prefix}, and Detectron2 builds on it: "
+            f"PyTorch is not installed in {sys.prefix}, and Detectron2 is built against it: "
             f"first run `{sys.executable} -m pip install -r requirements.txt`"
         )
-    missing = [
-        name for name in ("pip", "setuptools", "wheel") if importlib.util.find_spec(name) is None
-    ]
+    tools = ("pip", "setuptools", "wheel")
+    missing = [name for name in tools if importlib.util.find_spec(name) is None]
     if missing:
         raise InstallError(
-            f"building Detectron2 needs {' and '.join(missing)}, not installed in {sys.prefix}"
+            f"the build needs {' and '.join(missing)}, not installed in {sys.prefix}"
         )
 
 
 def install(source: str, upstream: str, sdist: Path | None) -> None:
-    """Install from the first source that works, saying why the others did not.
+    """Install from the first source that works.
 
     Raises:
-        InstallError: none of them did; with all the reasons.
+        InstallError: none did; with all reasons.
     """
     check_requirements()
     attempts = []
     if source in ("auto", "upstream"):
         attempts.append((f"upstream ({upstream})", lambda work: install_upstream(upstream, work)))
     if source in ("auto", "pypi"):
-        name = f"the sdist ({sdist or SDIST_REQUIREMENT + ' of the package index'})"
+        name = f"the sdist ({sdist or SDIST_FILE + ' of the package index'})"
         attempts.append((name, lambda work: install_sdist(sdist, work)))
     reasons = []
     for name, attempt in attempts:
@@ -503,7 +410,7 @@ def install(source: str, upstream: str, sdist: Path | None) -> None:
             say(f"could not install {name}: {error}")
             reasons.append(f"{name}: {error}")
     if sdist is None:
-        reasons.append(f"without a network, --sdist FILE takes a copy of {SDIST_REQUIREMENT}")
+        reasons.append(f"without a network, download {SDIST_FILE} elsewhere and use --sdist FILE")
     raise InstallError("; ".join(reasons))
 
 
@@ -512,40 +419,34 @@ def say(message: str) -> None:
     print(f"install_detectron2: {message}", flush=True)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def get_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         description="Install Detectron2 for this Python: nothing if it can be imported, else "
         "upstream at a pinned commit, else the pure Python of v0.5 from PyPI."
     )
-    parser.add_argument(
-        "--source",
-        choices=("auto", "upstream", "pypi"),
-        default="auto",
-        help="auto (default): upstream, then pypi",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    sources = ("auto", "upstream", "pypi")
+    add("--source", choices=sources, default="auto", help="auto (default): upstream, then pypi")
+    add(
         "--upstream",
         default=UPSTREAM,
         metavar="URL@COMMIT",
         help="another git repository or commit to compile (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--sdist",
         type=Path,
         metavar="FILE",
-        help=f"a downloaded sdist of {SDIST_REQUIREMENT}, for machines without a network; "
-        "upstream is not tried",
+        help=f"a downloaded {SDIST_FILE}, for machines without a network; upstream is not tried",
     )
-    parser.add_argument(
-        "--quiet", action="store_true", help="no line when Detectron2 can be imported already"
-    )
-    return parser.parse_args(arguments)
+    add("--quiet", action="store_true", help="print nothing if Detectron2 can be imported already")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    options = parse_arguments(arguments)
+    """Run the command line and return the exit status."""
+    options = get_parser().parse_args(arguments)
     try:
         found = find_detectron2()
         if found is not None:
@@ -553,10 +454,8 @@ def main(arguments: list[str] | None = None) -> int:
                 say(f"Detectron2 {found[0]} is installed already ({found[1]})")
             return 0
         say("Detectron2 can't be imported in this environment")
-        if options.sdist is not None:
-            install("pypi", options.upstream, options.sdist.resolve())
-        else:
-            install(options.source, options.upstream, None)
+        sdist = options.sdist and options.sdist.resolve()
+        install("pypi" if sdist else options.source, options.upstream, sdist)
         found = find_detectron2()
         if found is None:
             raise InstallError("pip installed it, but Detectron2 still can't be found")
