@@ -232,7 +232,7 @@ def _draw_clouds(rng: np.random.RandomState, height: int, width: int, cells: int
 
 def _blur(field: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur of a field (H, W) in [0, 1], the radius in pixels."""
-    image = Image.fromarray(np.uint8(np.clip(field, 0, 1) * 255 + 0.5))
+    image = Image.fromarray((np.clip(field, 0, 1) * 255 + 0.5).astype(np.uint8))
     return np.asarray(image.filter(ImageFilter.GaussianBlur(float(radius))), dtype=float) / 255
 
 

@@ -286,7 +286,8 @@ def _batches(images: Sequence[_Image], rule: _Rule) -> Iterator[tuple[Locations,
     for i, image in enumerate(images):
         if len(image.boxes):
             locations = _locations(rule, image.size)
-            groups[(*locations.level_sizes, *locations.level_steps)].append(i)
+            grid = (*locations.level_sizes, *locations.level_steps)
+            groups[grid].append(i)
     for group in groups.values():
         locations = _locations(rule, images[group[0]].size)
         count = max(1, _MAX_LOCATIONS // len(locations.points))
