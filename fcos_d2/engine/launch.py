@@ -53,7 +53,8 @@ def launch(
     else:
         run, main_process = _run, args.machine_rank == 0
     if not main_process:
-        return run(main, args)
+        run(main, args)
+        return
     with _report_at_end(output_dir or read_cfg(args.config_file, args.opts).OUTPUT_DIR):
         run(main, args)
 

@@ -161,7 +161,8 @@ class FCOSDecoder:
         scores = product[row, classes]
         scores = scores.sqrt() if sqrt else scores
         ratings = scores if self.topk_on == "score" else cls[row, classes]
-        found = _Candidates(*_rows(row, image, location), classes, scores, ratings)
+        image, location = _rows(row, image, location)
+        found = _Candidates(image, location, classes, scores, ratings)
         # Scores are at most 1, so this sorts by image first; exactly, in float64.
         order = (scores.double() - 2 * found.image).argsort(descending=True, stable=True)
         return found.select(order)

@@ -194,8 +194,8 @@ class FCOSProposalGenerator(SavedSettings):
 
     def _locations(
         self,
-        level_sizes: tuple[tuple[int, int], ...],
-        image_size: tuple[int, int] | None,
+        level_sizes: tuple[torch.Size, ...],
+        image_size: torch.Size | None,
         like: Tensor,
     ) -> Locations:
         # Do not cache under tracing or compilation, where sizes and tensors may be symbolic.
@@ -269,7 +269,7 @@ class FCOSProposalGenerator(SavedSettings):
         )
         result = {"loss_cls": losses.loss_cls, "loss_box": losses.loss_box}
         metrics = {"num_pos": losses.num_pos}
-        if losses.loss_quality is not None:
+        if losses.loss_quality is not None and losses.quality_excess is not None:
             name = "loss_ctr" if self.loss_options.quality == "centerness" else "loss_iou"
             result[name] = losses.loss_quality
             metrics[f"{name}_excess"] = losses.quality_excess
