@@ -1,4 +1,4 @@
-"""Download, check and unpack PASCAL VOC 2007 and 2012 where Detectron2 looks for them."""
+"""Download, verify and unpack PASCAL VOC 2007 and 2012 where Detectron2 expects them."""
 
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ TIMEOUT = 60  # seconds without a byte
 
 
 class Tarball(NamedTuple):
-    """One official archive and the splits that it brings."""
+    """An official archive and the splits in it."""
 
     year: int
     name: str
@@ -51,42 +51,41 @@ TARBALLS = (
 
 
 class PrepareError(Exception):
-    """What went wrong and what to do, in one line."""
+    """A problem and its remedy, in one line."""
 
 
 def prepare(
     year: int, root: Path, mirror: str | None = None, tarballs: Sequence[Tarball] = TARBALLS
 ) -> Path:
-    """Make `<root>/VOC<year>` out of the tarballs of a year, unless it is there already.
+    """Create ``<root>/VOC<year>`` from the tarballs of a year, unless it exists.
 
-    The folder appears whole or not at all.
+    The folder is complete when it appears.
 
     Args:
         year: 2007 or 2012.
         root: the folder that Detectron2 reads as $DETECTRON2_DATASETS.
-        mirror: folder or URL (file, http, https) that holds the tarballs; None is the official
-            server. Tarballs of a URL are kept in `<root>/downloads`.
-        tarballs: all archives there are.
+        mirror: folder or URL (file, http, https) with the tarballs; None is the official server.
+            Downloaded tarballs are kept in ``<root>/downloads``.
+        tarballs: all archives.
 
     Returns:
         The folder.
 
     Raises:
-        PrepareError: a tarball is missing, broken or unreachable, or an unfinished folder is in
-            the way.
+        PrepareError: a tarball is missing, broken or unreachable, or the folder is incomplete.
     """
     folder = root / f"VOC{year}"
     wanted = [tarball for tarball in tarballs if tarball.year == year]
     if folder.exists():
         _check_prepared(folder, wanted)
-        print(f"{folder} is prepared already: nothing to do.")
+        print(f"{folder} is already prepared: nothing to do.")
         return folder
     root.mkdir(parents=True, exist_ok=True)
     paths = [obtain(tarball, root / "downloads", mirror) for tarball in wanted]
     unpack(paths, folder)
     print(f"{folder} is prepared.")
     if paths[0].parent == root / "downloads":
-        print(f"Its tarballs in {paths[0].parent} are needed no more: delete them if you like.")
+        print(f"Its tarballs in {paths[0].parent} are no longer needed.")
     return folder
 
 
@@ -95,13 +94,13 @@ def _check_prepared(folder: Path, tarballs: Sequence[Tarball]) -> None:
     missing = [s for s in splits if not (folder / "ImageSets" / "Main" / f"{s}.txt").is_file()]
     if missing:
         raise PrepareError(
-            f"{folder} is there, but has no split {', '.join(missing)}: move it away or delete it, "
+            f"{folder} exists, but has no split {', '.join(missing)}: move it away or delete it, "
             "then run this again."
         )
 
 
 def obtain(tarball: Tarball, downloads: Path, mirror: str | None) -> Path:
-    """Return the path of a checked tarball, from a folder or downloaded into `downloads`."""
+    """Return the path of a verified tarball, from a folder or downloaded into ``downloads``."""
     source = _mirror_folder(mirror)
     path = (source or downloads) / tarball.name
     if path.is_file():
@@ -109,11 +108,11 @@ def obtain(tarball: Tarball, downloads: Path, mirror: str | None) -> Path:
         if found != tarball.md5:
             raise PrepareError(
                 f"{path} has the md5 {found}, not {tarball.md5}: it is broken or another file. "
-                "Delete it, or replace it by the right one, then run this again."
+                "Delete or replace it, then run this again."
             )
         return path
     if source:
-        raise PrepareError(f"{path} is missing: the mirror has to hold {tarball.name}.")
+        raise PrepareError(f"{path} is missing: the mirror must contain {tarball.name}.")
     downloads.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     url = tarball_url(tarball, mirror)
@@ -129,7 +128,7 @@ def obtain(tarball: Tarball, downloads: Path, mirror: str | None) -> Path:
 
 
 def _mirror_folder(mirror: str | None) -> Path | None:
-    """The folder that a mirror is; None for a server."""
+    """Return the folder of a mirror; None for a server."""
     scheme = urlsplit(mirror).scheme if mirror else "http"
     if scheme in ("http", "https"):
         return None
@@ -138,21 +137,23 @@ def _mirror_folder(mirror: str | None) -> Path | None:
     else:
         folder = Path(mirror).expanduser()
     if not folder.is_dir():
-        raise PrepareError(f"The mirror {mirror} is no folder and no http:// or https:// address.")
+        raise PrepareError(
+            f"The mirror {mirror} is neither a folder nor an http:// or https:// URL."
+        )
     return folder
 
 
 def tarball_url(tarball: Tarball, mirror: str | None) -> str:
-    """The address of a tarball on a mirror, or on the official server."""
+    """Return the address of a tarball on a mirror, or on the official server."""
     base = mirror.rstrip("/") if mirror else f"{OFFICIAL}/voc{tarball.year}"
     return f"{base}/{tarball.name}"
 
 
 def download(url: str, part: Path) -> None:
-    """Download into the file `part`, going on where an earlier download broke off.
+    """Download into the file ``part``, resuming an earlier download.
 
     Raises:
-        PrepareError: the server can't be reached, or the connection broke; `part` is kept.
+        PrepareError: the server can't be reached, or the connection broke; ``part`` is kept.
     """
     have = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -160,15 +161,15 @@ def download(url: str, part: Path) -> None:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
-            return  # nothing is left to send: the md5 tells whether that is the whole file
-        raise PrepareError(f"{url}: the server says {error.code} {error.reason}.") from error
+            return  # nothing left to send: the md5 tells whether the file is complete
+        raise PrepareError(f"{url}: the server answered {error.code} {error.reason}.") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise PrepareError(
-            f"{url} can't be reached ({reason}): check the network, or name a --mirror."
+            f"{url} can't be reached ({reason}): check the network, or use a --mirror."
         ) from error
     with response:
-        # A server that does not know ranges answers 200 with the whole file.
+        # A server without support for ranges answers 200 with the whole file.
         start = have if response.status == 206 else 0
         total = start + int(response.headers["Content-Length"] or 0)
         with open(part, "ab" if start else "wb") as file:
@@ -176,13 +177,12 @@ def download(url: str, part: Path) -> None:
     size = part.stat().st_size
     if size < total:
         raise PrepareError(
-            f"{url}: the connection broke after {size} of {total} bytes. Run this again to go on "
-            "from there."
+            f"{url}: the connection broke after {size} of {total} bytes. Run this again to resume."
         )
 
 
 def _copy(response: BinaryIO, file: BinaryIO, start: int, total: int, title: str) -> None:
-    """Copy until the end or until the connection breaks, with a progress bar on a terminal."""
+    """Copy until the end or until the connection breaks."""
     bar = tqdm(
         total=total or None, initial=start, unit="B", unit_scale=True, desc=title, disable=None
     )
@@ -191,7 +191,7 @@ def _copy(response: BinaryIO, file: BinaryIO, start: int, total: int, title: str
             try:
                 chunk = response.read(CHUNK)
             except (ConnectionError, TimeoutError, http.client.HTTPException):
-                return  # the caller sees that the file is short
+                return  # the caller checks the size
             if not chunk:
                 return
             file.write(chunk)
@@ -199,7 +199,7 @@ def _copy(response: BinaryIO, file: BinaryIO, start: int, total: int, title: str
 
 
 def md5_of(path: Path) -> str:
-    """MD5 of a file, in hexadecimal."""
+    """Return the MD5 of a file in hexadecimal."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
@@ -208,10 +208,10 @@ def md5_of(path: Path) -> str:
 
 
 def unpack(tarballs: Sequence[Path], folder: Path) -> None:
-    """Unpack the `VOCdevkit/<folder.name>` of all tarballs into one folder, whole or not at all.
+    """Unpack ``VOCdevkit/<folder.name>`` of all tarballs into one folder, completely or not at all.
 
     Raises:
-        PrepareError: a tarball is broken, unsafe or holds something else.
+        PrepareError: a tarball is broken or unsafe, or has other content.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -228,14 +228,14 @@ def unpack(tarballs: Sequence[Path], folder: Path) -> None:
         unpacked = temporary / "VOCdevkit" / folder.name
         if not unpacked.is_dir():
             names = ", ".join(path.name for path in tarballs)
-            raise PrepareError(f"There is no VOCdevkit/{folder.name} in {names}.")
+            raise PrepareError(f"{names} has no VOCdevkit/{folder.name}.")
         unpacked.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def describe(folder: Path) -> str:
-    """Images of each split, objects of each class and how many of them are difficult."""
+    """Return the number of images per split, and of objects and difficult ones per class."""
     lines, names = [], set()
     for split in ("train", "val", "trainval", "test"):
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -258,16 +258,16 @@ def describe(folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--year", type=int, nargs="+", choices=(2007, 2012), default=[2007, 2012])
     parser.add_argument(
         "--root",
         default=os.getenv("DETECTRON2_DATASETS", "datasets"),
-        help="where VOC2007 and VOC2012 go (default: $DETECTRON2_DATASETS, else datasets)",
+        help="folder for VOC2007 and VOC2012 (default: $DETECTRON2_DATASETS, else datasets)",
     )
     parser.add_argument(
-        "--mirror", help="a folder that holds the tarballs, or the http(s):// or file:// URL of one"
+        "--mirror", help="folder with the tarballs, or its http(s):// or file:// URL"
     )
     args = parser.parse_args(argv)
     root = Path(args.root).expanduser()
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for year in args.year:
             print(describe(prepare(year, root, args.mirror)))
     except KeyboardInterrupt:
-        print("prepare_voc: interrupted. Run it again to go on.", file=sys.stderr)
+        print("prepare_voc: interrupted. Run it again to resume.", file=sys.stderr)
         return 130
     except PrepareError as error:
         print(f"prepare_voc: {error}", file=sys.stderr)

@@ -151,7 +151,7 @@ def _rasterize(outline: np.ndarray, height: int, width: int) -> np.ndarray:
     """Share (H, W) of each pixel that a polygon covers."""
     scale = SUPERSAMPLING
     image = Image.new("L", (int(width) * scale, int(height) * scale))
-    # A polygon's corner names a pixel of the fine grid, whose centre is half a pixel further.
+    # A corner of the polygon names a pixel of the fine grid, whose center is half a pixel further.
     corners = np.rint(outline * scale - 0.5).astype(int)
     ImageDraw.Draw(image).polygon([tuple(map(int, xy)) for xy in corners], fill=255)
     return np.asarray(image.reduce(scale), dtype=float) / 255
@@ -163,7 +163,7 @@ def _paint_object(
     """Paint a textured shape with a soft shadow and a darker rim onto the (H, W, 3) canvas."""
     height, width = drawn.mask.shape
     size = np.sqrt(drawn.mask.sum())
-    base = _pick_colour(rng, drawn.name, canvas[drawn.mask].mean(0))
+    base = _pick_color(rng, drawn.name, canvas[drawn.mask].mean(0))
     accent = np.clip(base * rng.uniform(0.55, 0.8) + rng.choice([0.0, 0.3]), 0, 1)
     field = _draw_field(rng, height, width, period=float(np.clip(size / 4, 4, 24)))
     paint = base + (accent - base) * field[..., None] * rng.uniform(0.3, 1.0)
@@ -176,18 +176,18 @@ def _paint_object(
     return canvas + (paint - canvas) * coverage[..., None]
 
 
-def _pick_colour(rng: np.random.RandomState, name: str, behind: np.ndarray) -> np.ndarray:
-    """A vivid RGB colour in [0, 1] from the class's range of hues, unlike the one behind it.
+def _pick_color(rng: np.random.RandomState, name: str, behind: np.ndarray) -> np.ndarray:
+    """A vivid RGB color in [0, 1] from the class's range of hues, unlike the one behind it.
 
     With random hues a network takes far longer to tell classes apart, by the outline alone.
     """
     sector = 1 / len(SHAPE_CLASSES)
     for _ in range(20):
         hue = (SHAPE_CLASSES.index(name) + rng.uniform(0.2, 0.8)) * sector
-        colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1.0)))
-        if np.linalg.norm(colour - behind) > 0.45:
+        color = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 0.95), rng.uniform(0.6, 1.0)))
+        if np.linalg.norm(color - behind) > 0.45:
             break
-    return colour
+    return color
 
 
 def _draw_background(rng: np.random.RandomState, height: int, width: int) -> np.ndarray:

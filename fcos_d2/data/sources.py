@@ -21,7 +21,7 @@ _FORMS = (
     "'shapes:SPLIT:COUNT' (generated), or a name that Detectron2 knows"
 )
 _PREFIXES = ("voc:", "coco:", "shapes:")
-# Sources as last read by register_source. What a call accepts of them is up to the call.
+# Sources as last read. Whether bad boxes are skipped is up to each load_records call.
 _SOURCES: dict[str, Source] = {}
 
 

@@ -1,1 +1,1 @@
-"""What can be known about data before training: all problems, sizes, training locations."""
+"""Inspection of data before training: problems, sizes and training locations."""

@@ -112,10 +112,10 @@ def check_classes(train: Sequence[Source], test: Sequence[Source], difficult: st
         return []
     differences = [x for source in sources[1:] for x in _compare_names(sources[0], source)]
     findings = [*differences, *_check_names(sources[0])]
-    learnt = any(x["annotations"] for source in train for x in source.records)
+    trained_on = any(x["annotations"] for source in train for x in source.records)
     for source in sources:
         # A source of background images is fine beside others that are trained on.
-        findings += _check_empty(source, is_fine=learnt and source in train)
+        findings += _check_empty(source, is_fine=trained_on and source in train)
     train, test = ([x for x in group if x.class_names] for group in (train, test))
     if train and not differences:
         findings += _check_counts(train, test, difficult)

@@ -133,7 +133,7 @@ def _format_source(source: Source, assignment: Assignment | None) -> list[str]:
 
 def _table(table: pd.DataFrame, number_format: str) -> str:
     table = table.rename(columns=lambda x: str(x).replace("_", " "))
-    # nan: there is nothing to measure.
+    # A nan has no objects to measure.
     table = table.astype(object).where(table.notna(), None)
     return table.to_markdown(floatfmt=number_format, missingval="-")
 
