@@ -9,6 +9,10 @@ import logging
 import os
 import sys
 
+# First, because fcos_d2 filters warnings of Detectron2.
+from fcos_d2.checkpoint import FCOSCheckpointer
+
+# isort: split
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.engine import HookBase, default_setup, default_writers, hooks
@@ -18,7 +22,6 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fcos_d2.checkpoint import FCOSCheckpointer
 from fcos_d2.engine import TrainLoop, default_argument_parser, launch, shared_class_names
 from fcos_d2.engine.commands import record_command
 from fcos_d2.engine.ema import ModelEma

@@ -14,13 +14,16 @@ if not __package__:  # run as a folder: import this package by its name
 # PyTorch's profiler writes into the progress bar; it reads this variable when it is loaded.
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
+# First, because fcos_d2 filters warnings of Detectron2.
+from fcos_d2.files import write_json  # noqa: E402
+
+# isort: split
 import torch  # noqa: E402
 
 from benchmark.agreement import DisagreementError  # noqa: E402
 from benchmark.growth import plot_growth  # noqa: E402
 from benchmark.run import PARTS, PRECISIONS, Options, run_benchmark  # noqa: E402
 from benchmark.tables import format_report  # noqa: E402
-from fcos_d2.files import write_json  # noqa: E402
 from peers import NAMES  # noqa: E402
 
 
