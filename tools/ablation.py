@@ -5,6 +5,7 @@ Usage:
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from fcos_d2.files import atomic_path, dataset_slug, write_json
@@ -25,17 +28,35 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 METRICS = ("AP", "AP50", "AP75")
-_OPTIONS = "options.json"  # in the folder of a run that came to its end
-_KEYS = {"config_file": str, "opts": dict, "base_seeds": list, "runs": list}
+_OPTIONS = "options.json"  # in the folder of a finished run
+
+
+@dataclasses.dataclass
+class Choice:
+    """A change to the base: words, config keys and values, seeds (default: the base's first)."""
+
+    choice: str = MISSING
+    opts: dict[str, Any] = MISSING
+    seeds: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Plan:
+    """A plan of runs: the recipe, keys and values of every run, seeds of the base, and choices."""
+
+    config_file: str = MISSING
+    opts: dict[str, Any] = MISSING
+    base_seeds: list[int] = MISSING
+    runs: list[Choice] = MISSING
 
 
 class Run(NamedTuple):
     """One training run.
 
     Attributes:
-        choice: what it does differently, in words; ``"base"`` for nothing.
+        choice: its change, in words; ``"base"`` for none.
         config_file: the recipe.
-        opts: config keys and values, the plan's own included.
+        opts: config keys and values, including the plan's.
         seed: of the weights, the order of the images and their augmentation.
     """
 
@@ -51,72 +72,68 @@ class Run(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        """All that it was made with, as its options.json has it."""
+        """Everything that defines the run, as written to its options.json."""
         options = {"config_file": self.config_file, **self.opts, "SEED": self.seed}
         return json.loads(json.dumps(options))
 
 
 def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Run]:
-    """Read a plan of runs.
-
-    A YAML file with ``config_file`` (a recipe), ``opts`` (keys and values of every run),
-    ``base_seeds`` (the base is run once with each) and ``runs``: a list of ``choice`` (words),
-    ``opts`` (what it changes) and, optionally, ``seeds`` (the first of the base's by default).
+    """Read a YAML file with the fields of :class:`Plan`.
 
     Args:
         path: of the file.
-        overrides: KEY VALUE pairs that go before the plan's ``opts``, and not before a run's.
+        overrides: KEY VALUE pairs that override the plan's ``opts``, but not those of a choice.
 
     Returns:
         The runs, those of the base first.
 
     Raises:
-        ValueError: the file is no such plan, or a key has no value; the message names the key.
+        ValueError: the file is not such a plan, or a key has no value; the message names the key.
     """
     if len(overrides) % 2:
-        raise ValueError(f"Options are pairs of KEY VALUE; {overrides[-1]} has no value.")
+        raise ValueError(f"Options must be KEY VALUE pairs; {overrides[-1]} has no value.")
     try:
-        plan = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML ({error}).") from error
-    for key, kind in _KEYS.items():
-        if not isinstance(plan, dict) or not isinstance(plan.get(key), kind):
-            raise ValueError(f"{path}: {key!r} has to be there, as a {kind.__name__}.")
+        merged = OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path))
+        plan = OmegaConf.to_container(merged, throw_on_missing=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} is not a plan with config_file, opts (KEY: VALUE), base_seeds and runs "
+            f"(choice, opts, optionally seeds): {' '.join(str(error).split())}"
+        ) from error
     if not plan["base_seeds"]:
         raise ValueError(f"{path}: 'base_seeds' is empty: the base needs a run to compare with.")
-    common = {**plan["opts"], **dict(zip(overrides[0::2], overrides[1::2], strict=True))}
-    config_file = plan["config_file"]
-    runs = [Run(BASE, config_file, common, seed) for seed in plan["base_seeds"]]
-    for item in plan["runs"]:
-        if not isinstance(item, dict) or not {"choice", "opts"} <= item.keys():
-            raise ValueError(f"{path}: a run needs 'choice' and 'opts', but one is {item!r}.")
-        if not isinstance(item["opts"], dict):
-            raise ValueError(f"{path}: the 'opts' of {item['choice']!r} are no KEY: VALUE pairs.")
-        opts = {**common, **item["opts"]}
-        seeds = item.get("seeds", plan["base_seeds"][:1])
-        if not isinstance(seeds, list) or not seeds:
-            raise ValueError(f"{path}: the 'seeds' of {item['choice']!r} are no list of numbers.")
-        runs += [Run(str(item["choice"]), config_file, opts, seed) for seed in seeds]
+    overridden = dict(zip(overrides[0::2], overrides[1::2], strict=True))
+    base = {"choice": BASE, "opts": {}, "seeds": plan["base_seeds"]}
+    runs = [
+        Run(
+            item["choice"],
+            plan["config_file"],
+            {**plan["opts"], **overridden, **item["opts"]},
+            seed,
+        )
+        for item in [base, *plan["runs"]]
+        for seed in item["seeds"] or plan["base_seeds"][:1]
+    ]
     folders = [run.folder for run in runs]
     repeated = sorted({name for name in folders if folders.count(name) > 1})
     if repeated:
-        raise ValueError(f"{path}: two runs would go to the folder {repeated[0]}: rename one.")
+        raise ValueError(f"{path}: two runs have the same folder {repeated[0]}: rename one.")
     return runs
 
 
 def execute(command: Sequence[str], runs: Sequence[Run], output_dir: str | os.PathLike) -> None:
-    """Make the runs one after the other, each in a process and a folder of its own.
+    """Run the runs one after another, each in its own process and folder.
 
-    A run that is done is passed over, so a stopped ranking goes on where it was. One that fails
-    is reported, and the next one begins.
+    Finished runs are skipped, so an interrupted ablation continues. A failed run is logged, and
+    the next one starts.
 
     Args:
-        command: what trains, as in ``("python", "train_net.py")``.
+        command: the training command, such as ``("python", "train_net.py")``.
         runs: see :func:`read_plan`.
-        output_dir: holds a folder a run.
+        output_dir: contains one folder per run.
 
     Raises:
-        ValueError: a folder holds a run with other options.
+        ValueError: a folder contains a run with other options.
     """
     for run in tqdm(runs, unit="run"):
         folder = Path(output_dir) / run.folder
@@ -138,34 +155,34 @@ def execute(command: Sequence[str], runs: Sequence[Run], output_dir: str | os.Pa
 
 
 def is_done(run: Run, folder: Path) -> bool:
-    """Tell whether a run came to its end; what a failed or stopped one left does not count.
+    """Return whether a run has finished; failed and interrupted runs have not.
 
     Raises:
-        ValueError: the folder holds a run with other options.
+        ValueError: the folder contains a run with other options.
     """
     path = folder / _OPTIONS
     if not path.is_file():
         return False
     if json.loads(path.read_text(encoding="utf-8")) != run.options:
         raise ValueError(
-            f"{folder} holds a run with other options (its {_OPTIONS}): move it away, or give "
-            "the choice another name."
+            f"{folder} contains a run with other options (see its {_OPTIONS}): move it, or rename "
+            "the choice."
         )
     return True
 
 
 def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
-    """Return what each choice gave, best first.
+    """Return the results of each choice, best first.
 
     Returns:
-        One row a choice: ``choice``, ``seeds`` (number of runs that are done), the means over them
-        of AP, AP50 and AP75 on the first test set in percent, ``change`` (of AP50 to that of the
-        base) and ``spread`` (largest less smallest AP50 of the seeds). A choice of which no run is
-        done, or that diverged, has nan.
+        One row per choice: ``choice``, ``seeds`` (number of finished runs), the means over them of
+        AP, AP50 and AP75 on the first test set in percent, ``change`` (of AP50 from the base) and
+        ``spread`` (largest minus smallest AP50 of the seeds); NaN without a finished run, or if it
+        diverged.
 
     Raises:
-        OSError: a run that is done has lost its results.
-        ValueError: a folder holds a run with other options.
+        OSError: the results of a finished run are missing.
+        ValueError: a folder contains a run with other options.
     """
     rows = []
     for choice in dict.fromkeys(run.choice for run in runs):
@@ -184,7 +201,7 @@ def compare(runs: Sequence[Run], output_dir: str | os.PathLike) -> pd.DataFrame:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """Read AP, AP50 and AP75 of the first test set of a run that is done."""
+    """Read AP, AP50 and AP75 of the first test set of a finished run."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     slug = dataset_slug(config["DATASETS"]["TEST"][0])
     path = folder / "inference" / slug / "evaluation.json"
@@ -193,15 +210,14 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print the table and return the exit status: 1 if a run failed."""
+    """Run the plan, print the table and return the exit status: 1 if a run failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("plan", metavar="PLAN.yaml", help="as docs/results/r18_voc_choices.yaml")
-    parser.add_argument("--output", type=Path, default=Path("output/ranking"), metavar="DIR")
-    parser.add_argument("--table", type=Path, metavar="FILE.md", help="write the table there too")
-    parser.add_argument("--only-table", action="store_true", help="make no run")
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="over the plan's opts, as MODEL.WEIGHTS FILE"
-    )
+    add = parser.add_argument
+    add("plan", metavar="PLAN.yaml", help="such as docs/results/r18_voc_choices.yaml")
+    add("--output", type=Path, default=Path("output/ranking"), metavar="DIR")
+    add("--table", type=Path, metavar="FILE.md", help="write the table to this file too")
+    add("--only-table", action="store_true", help="train nothing")
+    add("opts", nargs="*", metavar="KEY VALUE", help="override opts, as MODEL.WEIGHTS FILE")
     args = parser.parse_intermixed_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -70,12 +70,14 @@ def test_options_over_those_of_the_plan(plan):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"opts": [1]}, "'opts' has to be there, as a dict"),
+        ({"opts": [1]}, r"list is not a subclass of Dict\[str, Any\]. value: \[1\]"),
         ({"base_seeds": []}, "'base_seeds' is empty"),
-        ({"runs": [{"choice": "a", "opts": {}, "seeds": 2}]}, "the 'seeds' of 'a' are no list"),
-        ({"runs": [{"choice": "a"}]}, "a run needs 'choice' and 'opts'"),
-        ({"runs": [{"choice": "a", "opts": None}]}, "the 'opts' of 'a' are no KEY: VALUE"),
-        ({"runs": [{"choice": "base", "opts": {}}]}, "two runs would go to the folder base-seed1"),
+        ({"base_seeds": "???"}, "Missing mandatory value: base_seeds"),
+        ({"learning_rate": 1}, "full_key: learning_rate"),
+        ({"runs": [{"choice": "a", "opts": {}, "seeds": 2}]}, "full_key: seeds"),
+        ({"runs": [{"choice": "a"}]}, r"Missing mandatory value: opts full_key: runs\[0\].opts"),
+        ({"runs": [{"choice": "a", "opts": None}]}, "'opts' is not Optional"),
+        ({"runs": [{"choice": "base", "opts": {}}]}, "two runs have the same folder base-seed1"),
     ],
 )
 def test_bad_plans(plan, change, message):
@@ -84,9 +86,9 @@ def test_bad_plans(plan, change, message):
         read_plan(plan)
 
 
-def test_a_plan_that_is_no_yaml(plan):
+def test_a_plan_that_is_not_yaml(plan):
     plan.write_text("runs: [")
-    with pytest.raises(ValueError, match="is no YAML"):
+    with pytest.raises(ValueError, match="is not a plan"):
         read_plan(plan)
 
 
@@ -125,7 +127,7 @@ def test_what_is_done_is_not_done_again(plan, tmp_path):
 def test_a_folder_of_other_options(plan, tmp_path):
     run_all(plan, tmp_path)
     plan.write_text(yaml.safe_dump({**PLAN, "opts": {"BASE_LR": 0.1, "BATCH": 8}}))
-    with pytest.raises(ValueError, match="base-seed1 holds a run with other options"):
+    with pytest.raises(ValueError, match="base-seed1 contains a run with other options"):
         run_all(plan, tmp_path)
 
 
@@ -147,68 +149,30 @@ def test_the_first_test_set_counts(plan, tmp_path):
     assert read_metrics(folder) == {"AP": 5.5, "AP50": 11, "AP75": None}
 
 
-CLI_PLAN = {
-    "config_file": "recipe.yaml",
-    "opts": {"SOLVER.BASE_LR": 0.1},
-    "base_seeds": [1],
-    "runs": [{"choice": "more", "opts": {"SOLVER.BASE_LR": 0.2}}],
-}
+def test_command_line(plan, tmp_path, monkeypatch, capsys):
+    """KEY VALUE pairs come last, behind options; a failed run fails the command."""
+    (tmp_path / "train.py").write_text(STAND_IN)
+    monkeypatch.setattr(ablation, "TRAIN_NET", tmp_path / "train.py")
+    output, table = tmp_path / "out", tmp_path / "table.md"
 
+    def main(*arguments):
+        status = ablation.main([str(x) for x in arguments])
+        return status, *capsys.readouterr()
 
-@pytest.fixture
-def cli_plan(tmp_path):
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(CLI_PLAN))
-    return path
-
-
-def make_run(folder, rate, ap50, weights="w.pth"):
-    """What a run that came to its end leaves."""
-    (folder / "inference" / "val").mkdir(parents=True)
-    (folder / "config.yaml").write_text("DATASETS: {TEST: [val]}")
-    options = {"config_file": "recipe.yaml", "SOLVER.BASE_LR": rate, "MODEL.WEIGHTS": weights}
-    (folder / "options.json").write_text(json.dumps({**options, "SEED": 1}))
-    bbox = {"AP": ap50 / 2, "AP50": ap50, "AP75": 1.0}
-    (folder / "inference" / "val" / "evaluation.json").write_text(json.dumps({"bbox": bbox}))
-
-
-def test_options_behind_the_others(cli_plan, tmp_path, capsys):
-    """KEY VALUE pairs at the end, behind options, and nothing is left to run."""
-    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
-    make_run(tmp_path / "out" / "more-seed1", 0.2, 23.5)
-    table = tmp_path / "table.md"
-    arguments = [cli_plan, "--output", tmp_path / "out", "--table", table, "MODEL.WEIGHTS", "w.pth"]
-    assert ablation.main([str(x) for x in arguments]) == 0
+    status, out, _ = main(plan, "--output", output, "--table", table, "BATCH", "8")
+    assert status == 1 and table.read_text().strip() in out
     rows = [[x.strip() for x in line.split("|")[1:-1]] for line in table.read_text().splitlines()]
     assert rows[0] == ["choice", "seeds", "AP", "AP50", "AP75", "change", "spread"]
-    assert rows[2] == ["more", "1", "11.8", "23.5", "1.0", "3.5", "nan"]
-    assert rows[3][:4] == ["base", "1", "10.0", "20.0"]
-    assert table.read_text().strip() in capsys.readouterr().out
+    assert rows[2] == ["higher rate", "1", "10.5", "21.0", "nan", "9.0", "nan"]
+    assert rows[3][:4] == ["base", "2", "6.0", "12.0"]
+    assert rows[4][:4] == ["too high", "0", "nan", "nan"]
 
+    only_table = (plan, "--only-table", "--output", output)
+    assert main(*only_table, "BATCH", "8")[:2] == (0, table.read_text())
+    status, _, err = main(*only_table)
+    assert status == 1 and "base-seed1 contains a run with other options" in err
+    status, _, err = main(tmp_path / "none.yaml")
+    assert status == 1 and "none.yaml" in err
 
-def test_the_table_of_runs_that_are_under_way(cli_plan, tmp_path, capsys):
-    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
-    arguments = [cli_plan, "--only-table", "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
-    assert ablation.main([str(x) for x in arguments]) == 0
-    base, more = capsys.readouterr().out.splitlines()[2:]
-    assert "base" in base and "20.0" in base
-    assert "more" in more and "nan" in more
-
-
-def test_a_run_that_fails_fails_the_command(cli_plan, tmp_path, monkeypatch, capsys):
-    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0)
-    (tmp_path / "train.py").write_text("raise SystemExit('no such recipe')")
-    monkeypatch.setattr(ablation, "TRAIN_NET", tmp_path / "train.py")
-    arguments = [cli_plan, "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
-    assert ablation.main([str(x) for x in arguments]) == 1
-    assert "20.0" in capsys.readouterr().out
-    assert (tmp_path / "out" / "more-seed1" / "console.txt").read_text() == "no such recipe\n"
-
-
-def test_what_is_wrong_is_said(cli_plan, tmp_path, capsys):
-    assert ablation.main([str(tmp_path / "none.yaml")]) == 1
-    assert "none.yaml" in capsys.readouterr().err
-    make_run(tmp_path / "out" / "base-seed1", 0.1, 20.0, weights="other.pth")
-    arguments = [cli_plan, "--only-table", "--output", tmp_path / "out", "MODEL.WEIGHTS", "w.pth"]
-    assert ablation.main([str(x) for x in arguments]) == 1
-    assert "base-seed1 holds a run with other options" in capsys.readouterr().err
+    plan.write_text(yaml.safe_dump({**PLAN, "runs": PLAN["runs"][:1]}))
+    assert main(plan, "--output", output, "BATCH", "8")[0] == 0
