@@ -127,23 +127,17 @@ def test_the_evaluation_after_the_last_iteration_counts(make_trainer, load):
     assert load(trainer.cfg, "model_best")["best"]["value"] == 20
 
 
-def test_nan_is_never_the_best(make_trainer):
-    trainer = make_trainer([NAN, NAN])
+@pytest.mark.parametrize(
+    "values, metric, best",
+    [([NAN, NAN], "bbox/AP", None), ([0.0, 0.0], "bbox/AP", 1), ([1.0], "", None)],
+    ids=["nan_is_never_the_best", "0_is_the_first_best", "no_metric"],
+)
+def test_whether_there_is_a_best(make_trainer, load, values, metric, best):
+    trainer = make_trainer(values, "TEST.BEST_METRIC", metric)
     trainer.train()
-    assert not best_exists(trainer)
-    assert "bbox/AP_best" not in read(trainer, "metrics.json")
-
-
-def test_the_first_value_is_the_best_even_if_it_is_0(make_trainer, load):
-    trainer = make_trainer([0.0, 0.0])
-    trainer.train()
-    assert load(trainer.cfg, "model_best")["iteration"] == 1
-
-
-def test_no_metric_keeps_none(make_trainer):
-    trainer = make_trainer([1.0], "TEST.BEST_METRIC", "")
-    trainer.train()
-    assert not best_exists(trainer)
+    assert best_exists(trainer) == (best is not None)
+    assert ("bbox/AP_best" in read(trainer, "metrics.json")) == (best is not None)
+    assert best is None or load(trainer.cfg, "model_best")["iteration"] == best
 
 
 def test_the_best_value_is_in_metrics_json(make_trainer):

@@ -41,6 +41,12 @@ def cfg(tiny_cfg, tmp_path):
 
 
 @pytest.fixture
+def image():
+    """Noise, BGR."""
+    return np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture
 def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
@@ -56,8 +62,7 @@ def test_class_names_and_their_number_come_from_the_checkpoint(cfg):
     assert predictor.cfg.MODEL.FCOS.NUM_CLASSES == 3
 
 
-def test_equals_detectron2s_predictor(cfg):
-    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+def test_equals_detectron2s_predictor(cfg, image):
     ours = Predictor(cfg)(image)["instances"]
     cfg.MODEL.FCOS.NUM_CLASSES = 3
     theirs = DefaultPredictor(cfg)(image)["instances"]
@@ -102,7 +107,7 @@ def torchvision_fcos(tmp_path):
 
 @pytest.mark.parametrize("converted", [False, True])
 def test_torchvisions_weights_detect_the_same_without_a_hand_set_option(
-    cfg, torchvision_fcos, tmp_path, converted
+    cfg, torchvision_fcos, tmp_path, converted, image
 ):
     """From a recipe that differs in nearly every key of the model."""
     path = tmp_path / "torchvision.pth"
@@ -111,7 +116,6 @@ def test_torchvisions_weights_detect_the_same_without_a_hand_set_option(
         path = tmp_path / "converted.pth"
     cfg.MODEL.WEIGHTS = str(path)
     cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 60, 853
-    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     predictor = Predictor(cfg)
     ours = predictor(image)["instances"]
     with torch.no_grad():
@@ -214,8 +218,7 @@ def test_weights_that_are_not_there(cfg):
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bfloat16", 0.05)])
-def test_optimized_predictor_detects_the_same(cfg, precision, tolerance):
-    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+def test_optimized_predictor_detects_the_same(cfg, precision, tolerance, image):
     expected = Predictor(cfg)(image)["instances"]
     cfg.TEST.OPTIMIZE = precision
     predictor = Predictor(cfg)
@@ -226,8 +229,7 @@ def test_optimized_predictor_detects_the_same(cfg, precision, tolerance):
     assert (found.scores - expected.scores).abs().max() < tolerance
 
 
-def test_channels_last_predictor_detects_the_same(cfg):
-    image = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+def test_channels_last_predictor_detects_the_same(cfg, image):
     expected = Predictor(cfg)(image)["instances"]
     cfg.MODEL.CHANNELS_LAST = True
     predictor = Predictor(cfg)

@@ -78,13 +78,13 @@ def test_unknown_key(make_args):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda_device_is_said_once(caplog):
+def test_a_missing_cuda_device_is_logged_once(caplog):
     cfg = load_cfg("", [])
     assert cfg.MODEL.DEVICE == "cpu"
     assert [r.message for r in caplog.records] == ["No CUDA device: running on the CPU."]
 
 
-def test_what_was_said_early_is_in_the_log_too(make_args, tmp_path):
+def test_early_messages_are_in_the_log_file(make_args, tmp_path):
     """Twice in one process, as in a notebook: each run's log has its own lines, once."""
     for name in ("one", "two"):
         setup(make_args(output=name))
@@ -105,14 +105,14 @@ def earlier_run(make_args, tmp_path):
     return str(tmp_path / "run" / "a.pth")
 
 
-def test_training_that_starts_from_weights_takes_their_facts(make_args, earlier_run, tmp_path):
+def test_training_from_weights_takes_the_keys_that_they_need(make_args, earlier_run, tmp_path):
     cfg = setup(make_args("MODEL.WEIGHTS", earlier_run))
     assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0]
     assert not cfg.MODEL.FCOS.USE_SCALE
     assert f"MODEL.WEIGHTS {earlier_run} was made for:" in (tmp_path / "out/log.txt").read_text()
 
 
-def test_evaluation_takes_all_keys_but_those_set_by_hand(make_args, earlier_run):
+def test_evaluation_takes_all_keys_except_those_on_the_command_line(make_args, earlier_run):
     cfg = setup(make_args("MODEL.WEIGHTS", earlier_run, eval_only=True))
     assert cfg.MODEL.PIXEL_MEAN == [1.0, 2.0, 3.0] and cfg.MODEL.FCOS.USE_SCALE
     by_hand = ("MODEL.PIXEL_MEAN", "[4.0, 5.0, 6.0]")
