@@ -105,4 +105,5 @@ def run_rank(args):
 
 
 if __name__ == "__main__":
-    launch(run_rank, default_argument_parser().parse_args())
+    arguments = default_argument_parser().parse_args()
+    launch(run_rank, arguments, output_dir=arguments.opts[0])
