@@ -1,13 +1,8 @@
 """Train or evaluate FCOS: python train_net.py --config-file configs/FCOS_R50_VOC.yaml [...].
 
 In several processes: --num-gpus N, or torchrun --nproc-per-node N train_net.py ...
-<<<<<<< HEAD
-Evaluate faster: --eval-only ... MODEL.WEIGHTS FILE TEST.OPTIMIZE bfloat16+compile
-More views of each image: --eval-only ... TEST.AUG.ENABLED True
-=======
 Evaluate faster: --eval-only ... MODEL.WEIGHTS FILE TEST.OPTIMIZE bfloat16+compile
 With test-time augmentation: --eval-only ... TEST.AUG.ENABLED True
->>>>>>> a5240b1 (wip2)
 """
 
 from fcos_d2.engine import Trainer, default_argument_parser, evaluate, launch, setup

@@ -20,7 +20,6 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from fcos_d2.engine import TrainLoop, default_argument_parser, launch, shared_class_names
 from fcos_d2.engine.commands import record_command
@@ -101,7 +100,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer, max_norm: float) -> None:
     def clip(optimizer, *_):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                nn.utils.clip_grad_norm_(parameter, max_norm)
+                torch.nn.utils.clip_grad_norm_(parameter, max_norm)
 
     optimizer.register_step_pre_hook(clip)
 
@@ -153,17 +152,15 @@ def main(args):
     if cfg.train.device.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA device: running on the CPU.")
         cfg.train.device = "cpu"
-    class_names = check_classes(cfg, args.eval_only)
+    class_names, output_dir = check_classes(cfg, args.eval_only), cfg.train.output_dir
     default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="fcos_d2")
+    setup_logger(output_dir, distributed_rank=comm.get_rank(), name="fcos_d2")
     if comm.is_main_process():
-        record_command(cfg.train.output_dir, sys.argv, cfg.train.device)
+        record_command(output_dir, sys.argv, cfg.train.device)
     if not args.eval_only:
         return do_train(args, cfg, class_names)
     model = instantiate(cfg.model).to(cfg.train.device)
-    checkpointer = FCOSCheckpointer(
-        model, cfg.train.output_dir, class_names=class_names, for_inference=True
-    )
+    checkpointer = FCOSCheckpointer(model, output_dir, class_names=class_names, for_inference=True)
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     return do_test(cfg, model)
 
