@@ -140,13 +140,11 @@ _REASON = "this is a pure-Python installation of Detectron2 without compiled ope
 
 
 def get_compiler_version():
-    """What ``detectron2.utils.collect_env`` prints."""
+    """Return the text that ``detectron2.utils.collect_env`` prints."""
     return _REASON
 
 
-def get_cuda_version():
-    """What ``detectron2.utils.collect_env`` prints."""
-    return _REASON
+get_cuda_version = get_compiler_version
 
 
 def has_cuda():

@@ -16,31 +16,18 @@ _MAX_DETECTIONS = 100  # per image, in all libraries
 
 @dataclasses.dataclass
 class Parity:
-    """Largest differences found; 0 where nothing was compared.
+    """Largest differences found; 0 where nothing was compared."""
 
-    Attributes:
-        images: images whose detections were compared.
-        outputs: of raw head outputs, relative (see :func:`relative_difference`).
-        detections: detections of the other library.
-        empty_boxes: boxes without area among them, which torchvision keeps and fcos_d2 drops.
-        unequal_images: images whose detections differ in number, class or order.
-        boxes: of the detected boxes, in pixels.
-        scores: of their scores.
-        training_images: images whose losses were compared.
-        losses: of the three losses, relative.
-        gradients: of the gradients of the last layers' weights, relative.
-    """
-
-    images: int = 0
-    outputs: float = 0.0
-    detections: int = 0
-    empty_boxes: int = 0
-    unequal_images: int = 0
-    boxes: float = 0.0
-    scores: float = 0.0
-    training_images: int = 0
-    losses: float = 0.0
-    gradients: float = 0.0
+    images: int = 0  # images whose detections were compared
+    outputs: float = 0.0  # raw head outputs, see relative_difference
+    detections: int = 0  # detections of the other library
+    empty_boxes: int = 0  # boxes without area among them: torchvision keeps, fcos_d2 drops them
+    unequal_images: int = 0  # images whose detections differ in number, class or order
+    boxes: float = 0.0  # detected boxes, in pixels
+    scores: float = 0.0  # their scores
+    training_images: int = 0  # images whose losses were compared
+    losses: float = 0.0  # the three losses, see relative_difference
+    gradients: float = 0.0  # gradients of the last layers, see relative_difference
 
     def raise_to(self, name: str, value: float) -> None:
         """Keep the larger value; NaN counts as infinite."""

@@ -22,13 +22,13 @@ import torch  # noqa: E402
 
 from benchmark.agreement import DisagreementError  # noqa: E402
 from benchmark.growth import plot_growth  # noqa: E402
-from benchmark.run import PARTS, PRECISIONS, Options, run_benchmark  # noqa: E402
+from benchmark.run import PARTS, PRECISIONS, run_benchmark  # noqa: E402
 from benchmark.tables import format_report  # noqa: E402
 from peers import NAMES  # noqa: E402
 
 
 def get_parser() -> argparse.ArgumentParser:
-    """Describe the command line; the names of its values are those of :class:`Options`."""
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmark",
         description="Time fcos_d2 and other FCOS implementations on the same inputs with the same "
@@ -71,21 +71,20 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the report, and return the exit status."""
-    options = vars(get_parser().parse_args(arguments))
-    threads, json, growth = (options.pop(name) for name in ("threads", "json", "growth"))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    options = get_parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     try:
-        for path in (json, growth):
+        for path in (options.json, options.growth):
             if path is not None:
                 _check_writable(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other libraries' use of old functions
-            results = run_benchmark(Options(**options, growth=growth is not None))
-        if json is not None:
-            write_json(json, results, indent=1)
-        if growth is not None:
-            plot_growth(results["growth"], growth)
+            results = run_benchmark(options)
+        if options.json is not None:
+            write_json(options.json, results, indent=1)
+        if options.growth is not None:
+            plot_growth(results["growth"], options.growth)
     except (DisagreementError, OSError, ValueError) as error:
         print("benchmark:", " ".join(str(error).split()), file=sys.stderr)
         return 1

@@ -44,7 +44,7 @@ def measure_growth(setup: Setup, rounds: int) -> list[dict]:
         A dict with part, axis, value, name and the time in ms for each point.
     """
     peers = [x for x in setup.peers if x.name in _COLORS]
-    both = Setup(peers, setup.device, setup.depth, setup.precisions)
+    both = Setup(peers, setup.device, setup.precisions)
     points = [
         (part, axis, value, case)
         for part in _TITLES

@@ -86,7 +86,9 @@ def measure(
     for job in jobs:
         for _ in range(warmup):
             job.run(*job.prepare())
-        results.append(Measurement([], *(count(job, device) if job.countable else ())))
+        # Operators of compiled code can be counted on the device only.
+        countable = job.countable and (device == "cuda" or not job.compiled)
+        results.append(Measurement([], *(count(job, device) if countable else ())))
     for start in range(rounds):
         for k in range(len(jobs)):
             index = (start + k) % len(jobs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fcos_d2.modeling.optimize import optimize_for_inference
-from peers import LevelOutputs, Ours, Peer, build_peers
+from peers import LevelOutputs, Peer
 
 from .agreement import compare_detections, compare_labels, set_candidates
 from .inputs import Case, detection_outputs, make_images, make_samples, training_outputs
@@ -26,7 +26,6 @@ class Setup:
     Attributes:
         peers: fcos_d2 first.
         device: "cpu" or "cuda".
-        depth: of the ResNet.
         precisions: of "fp32", "tf32", "bf16", for infer and train.
         compiled: whether infer and train are measured compiled as well.
         folder: for temporary files.
@@ -34,22 +33,18 @@ class Setup:
 
     peers: list[Peer]
     device: str
-    depth: int
     precisions: dict[str, list[str]]
     compiled: bool = False
     folder: Path | None = None
 
     def variants(self) -> list[tuple[bool, list[Peer]]]:
         """Return the peers as they are and, if asked for, once more with compiled networks."""
-        result = [(False, self.peers)]
-        if self.compiled:
-            peers = build_peers([x.name for x in self.peers[1:]], self.depth, self.device)
-            for one, other in zip(peers, self.peers, strict=True):
-                one.model.load_state_dict(other.model.state_dict())
-                for module in (one.model.backbone, one.head):
-                    module.compile(dynamic=True)  # as optimize_for_inference does
-            result.append((True, peers))
-        return result
+        if not self.compiled:
+            return [(False, self.peers)]
+        peers = copy.deepcopy(self.peers)
+        for module in (x for peer in peers for x in (peer.model.backbone, peer.head)):
+            module.compile(dynamic=True)  # as optimize_for_inference does
+        return [(False, self.peers), (True, peers)]
 
 
 def match_jobs(setup: Setup, case: Case) -> list[Job]:
@@ -128,31 +123,25 @@ def _decode_job(peer: Peer, outputs: list[LevelOutputs], case: Case) -> Job:
 def train_jobs(setup: Setup, case: Case) -> list[Job]:
     """Forward, losses and backward, without the optimizer."""
     samples = make_samples(case, setup.device)
-    channels_last = copy.deepcopy(setup.peers[0].model).to(memory_format=torch.channels_last)
+    channels_last = copy.deepcopy(setup.peers[0])
+    channels_last.model.to(memory_format=torch.channels_last)
     jobs = []
     for compiled, peers in setup.variants():
         variants = [(peer, "") for peer in peers]
         if not compiled:
-            variants.insert(1, (Ours(channels_last), "channels last"))
+            variants.insert(1, (channels_last, "channels last"))
         for precision in setup.precisions["train"]:
             for peer, variant in variants:
                 job = _train_job(peer, samples, precision, setup.device)
                 job.variant, job.compiled = variant, compiled
                 jobs.append(job)
-    return _countable(setup, jobs)
+    return jobs
 
 
 def outside_jobs(setup: Setup, case: Case) -> list[Job]:
     """All of a training step but backbone and head: grid, matching, losses, their gradients."""
     samples, outputs = make_samples(case, setup.device), training_outputs(case, setup.device)
     return [_loss_job(peer, outputs, samples, case, with_matching=True) for peer in setup.peers]
-
-
-def _countable(setup: Setup, jobs: list[Job]) -> list[Job]:
-    """Operators of compiled code can be counted on the device only."""
-    for job in jobs:
-        job.countable = setup.device == "cuda" or not job.compiled
-    return jobs
 
 
 def _train_job(peer: Peer, samples: Sequence[dict], precision: str, device: str) -> Job:
@@ -190,7 +179,7 @@ def infer_jobs(setup: Setup, case: Case) -> list[Job]:
             )
             job.variant, job.compiled = "optimized", compiled
             jobs.append(job)
-    return _countable(setup, jobs)
+    return jobs
 
 
 def _infer_job(

@@ -1,6 +1,6 @@
 """Cases, options and results of a benchmark."""
 
-import dataclasses
+import argparse
 import importlib
 import logging
 import tempfile
@@ -36,24 +36,11 @@ CASES: dict[str, list[Case]] = {
 }
 
 
-@dataclasses.dataclass
-class Options:
-    """Options of the command line, see ``python tools/benchmark --help``."""
-
-    peers: Sequence[str] | None = None
-    device: str = "cpu"
-    depth: int = 50
-    parts: Sequence[str] = PARTS
-    precisions: Sequence[str] | None = None
-    compiled: bool = False
-    batches: Sequence[int] | None = None
-    sizes: Sequence[tuple[int, int]] | None = None
-    rounds: int = 15
-    growth: bool = False
-
-
-def run_benchmark(options: Options) -> dict[str, Any]:
+def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, and return ``environment``, ``options``, ``left_out``, ``rows`` and ``growth``.
+
+    Args:
+        options: parsed by :func:`benchmark.__main__.get_parser`.
 
     Raises:
         ValueError: this machine lacks something that is asked for.
@@ -80,7 +67,6 @@ def run_benchmark(options: Options) -> dict[str, Any]:
         setup = Setup(
             peers=peers,
             device=options.device,
-            depth=options.depth,
             precisions=_precisions(options),
             compiled=options.compiled,
             folder=Path(folder),
@@ -92,7 +78,7 @@ def run_benchmark(options: Options) -> dict[str, Any]:
                     rows += _measure_jobs(jobs, part, case, options.rounds, options.device)
     return {
         "environment": environment,
-        "options": dataclasses.asdict(options),
+        "options": {k: v for k, v in vars(options).items() if not isinstance(v, Path)},
         "left_out": left_out,
         "rows": rows,
         "growth": measure_growth(setup, options.rounds) if options.growth else [],
@@ -131,7 +117,7 @@ def cases_of(
     return list(dict.fromkeys(result))
 
 
-def _precisions(options: Options) -> dict[str, list[str]]:
+def _precisions(options: argparse.Namespace) -> dict[str, list[str]]:
     """Return the precisions of infer and of train."""
     if options.precisions is not None:
         return {part: list(options.precisions) for part in ("infer", "train")}
@@ -170,21 +156,15 @@ def _measure_jobs(
 
 
 def add_ratios(rows: list[dict]) -> None:
-    """Add to each row how many times as fast as the fastest peer it is.
+    """Add ``speedup``: how many times as fast a row is as the fastest peer.
 
-    ``speedup`` compares with peers of the same precision and compilation, ``speedup_plain`` with
-    the peers as they are: eager, in fp32.
+    Peers of the same precision and compilation count.
     """
 
-    def fastest(precision: str, compiled: bool) -> float | None:
-        times = [
-            x["median_ms"]
-            for x in rows
-            if x["name"] != OURS and (x["precision"], x["compiled"]) == (precision, compiled)
-        ]
-        return min(times, default=None)
+    def key(row: dict) -> tuple[str, bool]:
+        return row["precision"], row["compiled"]
 
+    peers = [row for row in rows if row["name"] != OURS]
     for row in rows:
-        same, plain = fastest(row["precision"], row["compiled"]), fastest("fp32", False)
-        row["speedup"] = same and same / row["median_ms"]
-        row["speedup_plain"] = plain and plain / row["median_ms"]
+        times = [x["median_ms"] for x in peers if key(x) == key(row)]
+        row["speedup"] = min(times) / row["median_ms"] if times else None

@@ -1,12 +1,9 @@
 """The results of a benchmark as Markdown."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import tabulate
-
-from peers import OURS
 
 from .loader import SHORT_EDGE
 from .parts import OUTSIDE
@@ -52,7 +49,6 @@ _COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("min", "min_ms", _number),
     ("max", "max_ms", _number),
     ("vs fastest peer", "speedup", lambda x: f"{x:.3g}x"),
-    ("vs fastest eager fp32", "speedup_plain", lambda x: f"{x:.3g}x"),
     ("peak MiB", "peak_mib", _number),
     ("syncs", "syncs", str),
     ("kernels", "kernels", str),
@@ -63,7 +59,8 @@ _NETWORK_PARTS = ("train", "infer")
 
 def format_report(results: dict[str, Any]) -> str:
     """Format the whole report: environment, a table per case, notes."""
-    blocks = [_environment(results["environment"])]
+    environment = results["environment"].items()
+    blocks = [", ".join(f"{key} {value}" for key, value in environment if value is not None) + "."]
     blocks += [f"Left out: {name}: {reason}." for name, reason in results["left_out"].items()]
     rows = results["rows"]
     for part in dict.fromkeys(row["part"] for row in rows):
@@ -72,18 +69,9 @@ def format_report(results: dict[str, Any]) -> str:
         for case in dict.fromkeys(_case(row) for row in of_part):
             blocks += [f"{case}:", _table(part, [row for row in of_part if _case(row) == case])]
         blocks.append(_NOTES[part])
-        if part == "loader":
-            blocks += _processes_needed(rows)
     if "gpu" not in results["environment"]:
         blocks.append(_CPU_NOTE)
     return "\n\n".join(blocks) + "\n"
-
-
-def _environment(environment: dict[str, Any]) -> str:
-    values = {**environment, "load_average": " ".join(map(str, environment["load_average"]))}
-    names = {"cpu": "CPU", "gpu": "GPU", "cuda": "CUDA", "cudnn": "cuDNN", "load_average": "load"}
-    shown = [f"{names.get(key, key)} {value}" for key, value in values.items() if value is not None]
-    return ", ".join(shown) + "."
 
 
 def _case(row: dict) -> str:
@@ -94,13 +82,11 @@ def _case(row: dict) -> str:
 
 
 def _table(part: str, rows: Sequence[dict]) -> str:
-    hidden = {"speedup_plain"} if part not in _NETWORK_PARTS else set()
-    if part in ("match", "loss", "decode"):
-        hidden.add("images_per_s")
     columns = [
         (heading, key, show)
         for heading, key, show in _COLUMNS
-        if key not in hidden and any(row[key] is not None for row in rows)
+        if any(row[key] is not None for row in rows)
+        and (key != "images_per_s" or part in (*_NETWORK_PARTS, "loader"))
     ]
     body = [
         [_name(row), *("" if row[key] is None else show(row[key]) for _, key, show in columns)]
@@ -115,25 +101,3 @@ def _name(row: dict) -> str:
     precision = row["precision"] if row["part"] in _NETWORK_PARTS else ""
     words = (row["name"], row["variant"], precision, "compiled" if row["compiled"] else "")
     return ", ".join(x for x in words if x)
-
-
-def _processes_needed(rows: Sequence[dict]) -> list[str]:
-    """Compare the loader with the fastest training of fcos_d2 that was measured."""
-    trained = [
-        row
-        for row in rows
-        if row["part"] == "train" and row["name"] == OURS and row["variant"] != OUTSIDE
-    ]
-    if not trained:
-        return []
-    best = max(trained, key=lambda row: row["images_per_s"])
-    lines = [
-        f"The model trains at up to {best['images_per_s']:.3g} images/s ({_case(best)}; "
-        f"{_name(best)}). Loader processes needed:",
-        "",
-    ]
-    for row in rows:
-        if row["part"] == "loader":
-            needed = math.ceil(best["images_per_s"] / row["images_per_s"])
-            lines.append(f"- {_name(row)}, files of {row['height']}x{row['width']}: {needed}")
-    return ["\n".join(lines)]

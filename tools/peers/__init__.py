@@ -21,7 +21,6 @@ __all__ = [
     "NAMES",
     "NUM_CLASSES",
     "OURS",
-    "Ours",
     "Peer",
     "STRIDES",
     "build_pair",

@@ -24,7 +24,7 @@ def test_detections_agree(pair):
 
 
 def test_labels_and_decoding_agree(pair):
-    setup = Setup(pair, "cpu", 18, {})
+    setup = Setup(pair, "cpu", {})
     for make_jobs in (match_jobs, decode_jobs):  # they compare before they return
         assert [x.name for x in make_jobs(setup, CASE)] == [x.name for x in pair]
 

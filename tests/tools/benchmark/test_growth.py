@@ -25,7 +25,7 @@ def test_measure_and_plot(tmp_path, monkeypatch, peers):
     values = {"boxes": (1, 5), "side": (64, 96), "batch": (1, 2)}
     monkeypatch.setattr(growth, "_VALUES", values)
     monkeypatch.setattr(growth, "_BASE", Case(1, 64, 64, 4))
-    setup = Setup([peers["fcos_d2"], peers["torchvision"]], "cpu", 18, {})
+    setup = Setup([peers["fcos_d2"], peers["torchvision"]], "cpu", {})
     rows = growth.measure_growth(setup, rounds=2)
     assert len(rows) == 3 * 3 * 2 * 2  # parts, axes, values, names
     assert {x["name"] for x in rows} == {"fcos_d2", "torchvision"}

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from benchmark import run
+from benchmark.__main__ import get_parser
 from benchmark.inputs import Case
 from benchmark.parts import OUTSIDE
-from benchmark.run import PARTS, Options, add_ratios, cases_of, choose_peers, run_benchmark
+from benchmark.run import PARTS, add_ratios, cases_of, choose_peers, run_benchmark
 from benchmark.tables import format_report
 
 
@@ -14,7 +15,7 @@ def make_row(**changes):
     row = {"part": "train", "batch": 2, "height": 512, "width": 512, "boxes": 8, "variant": ""}
     row |= {"name": "fcos_d2", "precision": "fp32", "compiled": False, "median_ms": 1.0}
     row |= {"min_ms": 1.0, "max_ms": 1.0, "peak_mib": 1.0, "syncs": 2, "kernels": 3}
-    row |= {"images_per_s": 100.0, "speedup": None, "speedup_plain": None}
+    row |= {"images_per_s": 100.0, "speedup": None}
     return row | changes
 
 
@@ -53,7 +54,6 @@ def test_ratios_are_to_the_fastest_peer():
     ]
     add_ratios(rows)
     assert [x["speedup"] for x in rows] == [3.0, 0.6, 1.0, 4.0, 1.0, None]
-    assert [x["speedup_plain"] for x in rows] == [3.0, 0.6, 1.0, 6.0, 1.5, 12.0]
 
 
 def test_a_missing_peer_is_left_out_or_refused(monkeypatch):
@@ -70,17 +70,16 @@ def test_a_missing_peer_is_left_out_or_refused(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_device():
     with pytest.raises(ValueError, match="--device cuda: PyTorch finds no CUDA device"):
-        run_benchmark(Options(device="cuda"))
+        run_benchmark(get_parser().parse_args(["--device", "cuda"]))
 
 
 @pytest.mark.slow
 def test_everything_is_measured_of_everybody(monkeypatch):
     monkeypatch.setitem(run.CASES, "train", [Case(1, 64, 96, 8)])
     monkeypatch.setitem(run.CASES, "loader", [Case(1, 60, 80, 3)])
-    parts = ["loss", "decode", "train", "loader"]
-    options = {"parts": parts, "batches": [1], "sizes": [(64, 96)]}
-    results = run_benchmark(Options(["torchvision"], depth=18, rounds=2, **options))
-    rows = results["rows"]
+    options = "--peers torchvision --depth 18 --parts loss,decode,train,loader --batch 1"
+    options += " --size 64x96 --rounds 2"
+    rows = run_benchmark(get_parser().parse_args(options.split()))["rows"]
     assert [(x["part"], x["name"], x["variant"]) for x in rows] == [
         ("loss", "fcos_d2", ""),
         ("loss", "torchvision", ""),
@@ -102,7 +101,6 @@ def test_everything_is_measured_of_everybody(monkeypatch):
             assert row["peak_mib"] > 0 and row["kernels"] > 0 and row["syncs"] >= 0
     # The part of a training step is compared with the same part of the peers.
     assert rows[8]["speedup"] == 1 and rows[7]["median_ms"] < rows[4]["median_ms"]
-    assert "Loader processes needed" in format_report(results)
 
 
 def test_report():
@@ -115,7 +113,7 @@ def test_report():
     ]
     report = format_report(make_results(rows))
     lines = report.splitlines()
-    assert lines[0] == "CPU Some CPU, cores 2, load 0.5 1.0 2.0."
+    assert lines[0] == "cpu Some CPU, cores 2, load_average [0.5, 1.0, 2.0]."
     assert "Left out: adelaidet: it is not there." in lines
     table = [x.replace(" ", "") for x in lines if x.startswith("|")]
     assert table[0] == "||medianms|min|max|vsfastestpeer|peakMiB|syncs|kernels|images/s|"
@@ -123,10 +121,8 @@ def test_report():
     assert table[3] == "|torchvision,fp32|2469|1|1|1x|1||3|100|"
     assert table[7].startswith("|fcos_d2,optimized,bf16|1|1|1|2.35x|")
     assert "2 images of 512x512, 8 boxes each:" in lines
-    # 100 images a second need three processes of 40.
-    assert "- fcos_d2, DatasetMapper, files of 512x512: 3" in lines
     assert "those that a GPU would have" in report
     results = make_results(rows)
     results["environment"]["gpu"] = "Some GPU"
     report = format_report(results)
-    assert "GPU Some GPU" in report and "would have" not in report
+    assert "gpu Some GPU" in report and "would have" not in report
