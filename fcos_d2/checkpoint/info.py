@@ -14,17 +14,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointInfo(NamedTuple):
-    """Content of a checkpoint beside the weights.
+    """Content of a checkpoint beside the weights."""
 
-    Attributes:
-        class_names: empty if unknown.
-        num_classes: rows of the class predictor; 0 without one.
-        cfg: values of the keys that the weights were made for; empty if unknown.
-    """
-
-    class_names: list[str]
-    num_classes: int
-    cfg: dict[str, Any]
+    class_names: list[str]  # empty if unknown
+    num_classes: int  # rows of the class predictor; 0 without one
+    cfg: dict[str, Any]  # values of the keys that the weights were made for; empty if unknown
 
 
 def read_info(path: str) -> CheckpointInfo:

@@ -1,4 +1,4 @@
-"""Keys of a config that are stored with weights."""
+"""Config keys that are stored with weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce

@@ -1,4 +1,4 @@
-"""torchvision's names of a ResNet's tensors."""
+"""Names of a ResNet-FPN's tensors in torchvision and mmdet."""
 
 import logging
 import re
