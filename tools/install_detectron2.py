@@ -58,35 +58,28 @@ class Replacement(NamedTuple):
     count: int = 1
 
 
+# Files are relative to the package.
 REPLACEMENTS = [
     # NumPy 1.24 removed the aliases of Python's own types.
-    Replacement("detectron2/data/build.py", "dtype=np.int\n", "dtype=int\n"),
-    Replacement("detectron2/data/build.py", "dtype=np.int)", "dtype=int)"),
-    Replacement("detectron2/data/datasets/pascal_voc.py", "dtype=np.str)", "dtype=str)"),
-    Replacement(
-        "detectron2/evaluation/pascal_voc_evaluation.py", "astype(np.bool)", "astype(bool)", 2
-    ),
-    Replacement("detectron2/evaluation/sem_seg_evaluation.py", "dtype=np.int)", "dtype=int)", 2),
-    Replacement(
-        "detectron2/evaluation/sem_seg_evaluation.py", "dtype=np.float)", "dtype=float)", 2
-    ),
-    Replacement(
-        "detectron2/evaluation/sem_seg_evaluation.py", "astype(np.float)", "astype(float)", 3
-    ),
-    Replacement("detectron2/structures/masks.py", "astype(np.bool)", "astype(bool)"),
-    Replacement("detectron2/structures/masks.py", "dtype=np.bool)", "dtype=bool)"),
-    Replacement("detectron2/utils/video_visualizer.py", "dtype=np.bool)", "dtype=bool)"),
-    Replacement("detectron2/utils/visualizer.py", "astype(np.bool)", "astype(bool)", 3),
+    Replacement("data/build.py", "dtype=np.int\n", "dtype=int\n"),
+    Replacement("data/build.py", "dtype=np.int)", "dtype=int)"),
+    Replacement("data/datasets/pascal_voc.py", "dtype=np.str)", "dtype=str)"),
+    Replacement("evaluation/pascal_voc_evaluation.py", "astype(np.bool)", "astype(bool)", 2),
+    Replacement("evaluation/sem_seg_evaluation.py", "dtype=np.int)", "dtype=int)", 2),
+    Replacement("evaluation/sem_seg_evaluation.py", "dtype=np.float)", "dtype=float)", 2),
+    Replacement("evaluation/sem_seg_evaluation.py", "astype(np.float)", "astype(float)", 3),
+    Replacement("structures/masks.py", "astype(np.bool)", "astype(bool)"),
+    Replacement("structures/masks.py", "dtype=np.bool)", "dtype=bool)"),
+    Replacement("utils/video_visualizer.py", "dtype=np.bool)", "dtype=bool)"),
+    Replacement("utils/visualizer.py", "astype(np.bool)", "astype(bool)", 3),
     # NumPy 2: copy=False is an error where a copy can't be avoided.
-    Replacement("detectron2/layers/mask_ops.py", "np.array(mask, copy=False)", "np.asarray(mask)"),
+    Replacement("layers/mask_ops.py", "np.array(mask, copy=False)", "np.asarray(mask)"),
     # Pillow 10 removed the alias LINEAR.
-    Replacement(
-        "detectron2/data/transforms/transform.py", "interp=Image.LINEAR", "interp=Image.BILINEAR"
-    ),
+    Replacement("data/transforms/transform.py", "interp=Image.LINEAR", "interp=Image.BILINEAR"),
     # setuptools no longer has pkg_resources.
-    Replacement("detectron2/model_zoo/model_zoo.py", "import pkg_resources\n", ""),
+    Replacement("model_zoo/model_zoo.py", "import pkg_resources\n", ""),
     Replacement(
-        "detectron2/model_zoo/model_zoo.py",
+        "model_zoo/model_zoo.py",
         "pkg_resources.resource_filename(\n"
         '        "detectron2.model_zoo", os.path.join("configs", config_path)\n'
         "    )",
@@ -94,13 +87,13 @@ REPLACEMENTS = [
     ),
     # torch.meshgrid warns when it is not told the order of its axes.
     Replacement(
-        "detectron2/modeling/anchor_generator.py",
+        "modeling/anchor_generator.py",
         "torch.meshgrid(shifts_y, shifts_x)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
     ),
     # caffe2 is gone from PyTorch: without it, detectron2.export keeps what doesn't need it.
     Replacement(
-        "detectron2/export/__init__.py",
+        "export/__init__.py",
         "from .api import *\n",
         "try:\n"
         "    import caffe2.proto  # noqa\n"
@@ -112,27 +105,27 @@ REPLACEMENTS = [
     # The sdist lacks the C++ sources: the COCO evaluator uses pycocotools' Python instead, as
     # upstream does where the compiled one can't be imported.
     Replacement(
-        "detectron2/evaluation/coco_evaluation.py",
+        "evaluation/coco_evaluation.py",
         "from detectron2.evaluation.fast_eval_api import COCOeval_opt\n",
         "COCOeval_opt = COCOeval  # the compiled implementation is not part of this installation\n",
     ),
-    Replacement("setup.py", "    ext_modules=get_extensions(),\n", ""),
+    Replacement("../setup.py", "    ext_modules=get_extensions(),\n", ""),
     Replacement(
-        "setup.py", '    cmdclass={"build_ext": torch.utils.cpp_extension.BuildExtension},\n', ""
+        "../setup.py", '    cmdclass={"build_ext": torch.utils.cpp_extension.BuildExtension},\n', ""
     ),
     # Detectron2's own name with a version that identifies this variant; and the model zoo's
     # configs, which setup.py expects in a folder that the sdist lacks.
-    Replacement("detectron2/__init__.py", '__version__ = "0.5"', '__version__ = "0.5+purepython"'),
-    Replacement("setup.py", 'name="detectron2_cdo"', 'name="detectron2"'),
-    Replacement("setup.py", '"black==21.4b2"', '"black"'),
+    Replacement("__init__.py", '__version__ = "0.5"', '__version__ = "0.5+purepython"'),
+    Replacement("../setup.py", 'name="detectron2_cdo"', 'name="detectron2"'),
+    Replacement("../setup.py", '"black==21.4b2"', '"black"'),
     Replacement(
-        "setup.py",
+        "../setup.py",
         '"detectron2.model_zoo": get_model_zoo_configs()',
         '"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]',
     ),
 ]
 
-PLACEHOLDER_FILE = "detectron2/_C.py"
+PLACEHOLDER_FILE = "_C.py"
 PLACEHOLDER = '''\
 """Placeholder of Detectron2's compiled operators: this is a pure-Python installation."""
 
@@ -334,8 +327,8 @@ def install_sdist(sdist: Path | None, work: Path) -> None:
     sdist = sdist or download_sdist(work)
     verify_sha256(sdist, SDIST_SHA256)
     root = unpack_sdist(sdist, work / "source")
-    apply_replacements(root, REPLACEMENTS)
-    add_placeholder(root)
+    apply_replacements(root / "detectron2", REPLACEMENTS)
+    add_placeholder(root / "detectron2")
     say(f"applied {len(REPLACEMENTS)} replacements to {SDIST_FILE}, building a wheel")
     build_and_install(str(root), work)
 

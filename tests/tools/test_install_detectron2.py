@@ -68,7 +68,6 @@ def test_missing_file_is_an_error_that_names_file_and_text(tree):
 
 
 def test_placeholder_fails_when_an_operator_is_called(tmp_path):
-    (tmp_path / "detectron2").mkdir()
     installer.add_placeholder(tmp_path)
     path = tmp_path / installer.PLACEHOLDER_FILE
     spec = importlib.util.spec_from_file_location("placeholder_of_C", path)
@@ -121,13 +120,13 @@ def test_table_matches_the_sdist(tmp_path):
     sdist = Path(os.environ["DETECTRON2_SDIST"])
     installer.verify_sha256(sdist, installer.SDIST_SHA256)
     root = installer.unpack_sdist(sdist, tmp_path / "source")
-    installer.apply_replacements(root, installer.REPLACEMENTS)
-    installer.add_placeholder(root)
+    installer.apply_replacements(root / "detectron2", installer.REPLACEMENTS)
+    installer.add_placeholder(root / "detectron2")
     for path in [*root.glob("detectron2/**/*.py"), root / "setup.py"]:
         compile(path.read_text(encoding="utf-8"), path.name, "exec")
     # Nothing is left to replace.
     with pytest.raises(InstallError, match="0 times, not 1"):
-        installer.apply_replacements(root, installer.REPLACEMENTS)
+        installer.apply_replacements(root / "detectron2", installer.REPLACEMENTS)
 
 
 # ---------------------------------------------------------------- the package index
