@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from fcos_d2.checkpoint import FACT_KEYS, FCOSCheckpointer, convert, read_info
 from fcos_d2.checkpoint.architecture import build_cfg
+from fcos_d2.checkpoint.keys import is_setting, state_facts
 
 NAMES = ["circle", "square", "star"]
 
@@ -206,6 +207,8 @@ def test_another_librarys_fcos_to_start_training_from(foreign, tiny_cfg):
     before = weights_of(model)
     FCOSCheckpointer(model, class_names=NAMES).load(path, checkpointables=[])
     after = weights_of(model)
+    assert state_facts(after) == state_facts(converted.weights)
+    before, after = ({k: v for k, v in x.items() if not is_setting(k)} for x in (before, after))
     shapes = {k: v.shape for k, v in converted.weights.items()}
     fits = {k for k, v in after.items() if shapes.get(k) == v.shape}
     assert "backbone.bottom_up.res5.1.conv2.weight" in fits
