@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -143,9 +144,10 @@ def test_images_are_drawn_and_a_bad_one_is_skipped(cfg, images, tmp_path, caplog
 
 def test_nothing_above_the_threshold_draws_nothing(cfg, images, tmp_path):
     (written,) = predict_images(Predictor(cfg), [images / "0.jpg"], tmp_path / "out", 0.999)
-    original = cv2.imread(str(images / "0.jpg")).astype(int)
-    # Matplotlib draws the picture through floats, which can round a pixel by one.
-    assert abs(cv2.imread(str(written)).astype(int) - original).max() <= 1
+    original = cv2.imread(str(images / "0.jpg"))[:, :, ::-1]
+    # Not the original itself: matplotlib 3.10 shifts some rows of an image of this size by one.
+    plain = Visualizer(original).get_output().get_image()
+    assert np.array_equal(cv2.imread(str(written))[:, :, ::-1], plain)
 
 
 @pytest.mark.parametrize("wanted, expected", [(0.1, 0.1), (0.6, 0.4)])
