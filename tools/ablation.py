@@ -51,19 +51,12 @@ class Plan:
 
 
 class Run(NamedTuple):
-    """One training run.
+    """One training run."""
 
-    Attributes:
-        choice: its change, in words; ``"base"`` for none.
-        config_file: the recipe.
-        opts: config keys and values, including the plan's.
-        seed: of the weights, the order of the images and their augmentation.
-    """
-
-    choice: str
-    config_file: str
-    opts: dict[str, Any]
-    seed: int
+    choice: str  # its change, in words; "base" for none
+    config_file: str  # the recipe
+    opts: dict[str, Any]  # config keys and values, including the plan's
+    seed: int  # of the weights, the order of the images and their augmentation
 
     @property
     def folder(self) -> str:
@@ -94,7 +87,7 @@ def read_plan(path: str | os.PathLike, overrides: Sequence[str] = ()) -> list[Ru
         raise ValueError(f"Options must be KEY VALUE pairs; {overrides[-1]} has no value.")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Plan), OmegaConf.load(path))
-        plan = OmegaConf.to_container(merged, throw_on_missing=True)
+        plan: Any = OmegaConf.to_container(merged, throw_on_missing=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(
             f"{path} is not a plan with config_file, opts (KEY: VALUE), base_seeds and runs "

@@ -1,4 +1,4 @@
-"""Run a checkpoint in its own library and in fcos_d2: python tools/compare_checkpoint.py FILE."""
+"""Compare a checkpoint in its own library and in fcos_d2: tools/compare_checkpoint.py FILE."""
 
 import argparse
 import dataclasses
@@ -13,19 +13,6 @@ import torchvision
 from fcos_d2.checkpoint.reader import read_checkpoint
 from parity import compare_checkpoint
 from peers import random_checkpoint
-
-MEANING = {
-    "images": "images whose detections are compared",
-    "outputs": "raw head outputs, largest relative difference",
-    "detections": "detections of the library",
-    "empty_boxes": "of them boxes without area, which fcos_d2 drops",
-    "unequal_images": "images with other detections (number, class or order)",
-    "boxes": "boxes, largest difference in pixels",
-    "scores": "scores, largest difference",
-    "training_images": "images whose losses are compared",
-    "losses": "the three losses, largest relative difference",
-    "gradients": "gradients of the last layers, largest relative difference",
-}
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -56,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, ", end="")
     print(f"Detectron2 {detectron2.__version__}, {torch.get_num_threads()} CPU threads")
-    values = dataclasses.asdict(parity)
-    rows = [(MEANING[k], x if isinstance(x, int) else f"{x:.2g}") for k, x in values.items()]
+    rows = []
+    for field in dataclasses.fields(parity):
+        value = getattr(parity, field.name)
+        text = value if isinstance(value, int) else f"{value:.2g}"
+        rows.append((field.metadata["meaning"], text))
     print(tabulate.tabulate(rows, disable_numparse=True))
     return 0
 

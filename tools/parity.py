@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -14,20 +15,24 @@ from peers import Peer, build_pair
 _MAX_DETECTIONS = 100  # per image, in all libraries
 
 
+def _row(default: float, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"meaning": meaning})
+
+
 @dataclasses.dataclass
 class Parity:
     """Largest differences found; 0 where nothing was compared."""
 
-    images: int = 0  # images whose detections were compared
-    outputs: float = 0.0  # raw head outputs, see relative_difference
-    detections: int = 0  # detections of the other library
-    empty_boxes: int = 0  # boxes without area among them: torchvision keeps, fcos_d2 drops them
-    unequal_images: int = 0  # images whose detections differ in number, class or order
-    boxes: float = 0.0  # detected boxes, in pixels
-    scores: float = 0.0  # their scores
-    training_images: int = 0  # images whose losses were compared
-    losses: float = 0.0  # the three losses, see relative_difference
-    gradients: float = 0.0  # gradients of the last layers, see relative_difference
+    images: int = _row(0, "images whose detections are compared")
+    outputs: float = _row(0.0, "raw head outputs, largest relative difference")
+    detections: int = _row(0, "detections of the library")
+    empty_boxes: int = _row(0, "of them boxes without area, which fcos_d2 drops")
+    unequal_images: int = _row(0, "images with other detections (number, class or order)")
+    boxes: float = _row(0.0, "boxes, largest difference in pixels")
+    scores: float = _row(0.0, "scores, largest difference")
+    training_images: int = _row(0, "images whose losses are compared")
+    losses: float = _row(0.0, "the three losses, largest relative difference")
+    gradients: float = _row(0.0, "gradients of the last layers, largest relative difference")
 
     def raise_to(self, name: str, value: float) -> None:
         """Keep the larger value; NaN counts as infinite."""

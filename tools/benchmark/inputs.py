@@ -12,19 +12,12 @@ from peers import NUM_CLASSES, STRIDES, LevelOutputs, Peer
 
 
 class Case(NamedTuple):
-    """Size of the inputs.
+    """Size of the inputs."""
 
-    Attributes:
-        batch: number of images.
-        height: of each image, in pixels.
-        width: of each image, in pixels.
-        boxes: ground-truth boxes of each image; for the decoder, objects to find.
-    """
-
-    batch: int
-    height: int
-    width: int
-    boxes: int
+    batch: int  # number of images
+    height: int  # of each image, in pixels
+    width: int  # of each image, in pixels
+    boxes: int  # ground-truth boxes of each image; for the decoder, objects to find
 
     @property
     def image_sizes(self) -> list[tuple[int, int]]:

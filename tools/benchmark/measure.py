@@ -23,42 +23,25 @@ _MIB = 2**20
 
 @dataclasses.dataclass
 class Job:
-    """Work to measure.
+    """Work to measure."""
 
-    Attributes:
-        name: name of the library.
-        run: the work.
-        prepare: returns fresh arguments for each run, outside of the measurement.
-        variant: how it differs from the library as it is, such as "optimized".
-        precision: "fp32", "tf32" or "bf16".
-        compiled: whether backbone and head are compiled.
-        countable: whether memory, syncs and kernels are measured too.
-    """
-
-    name: str
+    name: str  # of the library
     run: Callable[..., Any]
-    prepare: Callable[[], tuple] = tuple
-    variant: str = ""
-    precision: str = "fp32"
-    compiled: bool = False
-    countable: bool = True
+    prepare: Callable[[], tuple] = tuple  # fresh arguments for each run, not measured
+    variant: str = ""  # difference from the library as it is, such as "optimized"
+    precision: str = "fp32"  # or "tf32", "bf16"
+    compiled: bool = False  # backbone and head are compiled
+    countable: bool = True  # memory, syncs and kernels are measured too
 
 
 @dataclasses.dataclass
 class Measurement:
-    """Results of a job.
+    """Results of a job."""
 
-    Attributes:
-        times: milliseconds of each round.
-        peak_mib: most memory held at once, in MiB, less what was held before.
-        syncs: host-device syncs.
-        kernels: kernels launched.
-    """
-
-    times: list[float]
-    peak_mib: float | None = None
-    syncs: int | None = None
-    kernels: int | None = None
+    times: list[float]  # milliseconds of each round
+    peak_mib: float | None = None  # most memory held at once, less what was held before
+    syncs: int | None = None  # host-device syncs
+    kernels: int | None = None  # kernels launched
 
     @property
     def median(self) -> float:

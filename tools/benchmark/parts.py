@@ -21,21 +21,13 @@ OUTSIDE = "outside backbone and head"
 
 @dataclasses.dataclass
 class Setup:
-    """Models and settings of all parts.
+    """Models and settings of all parts."""
 
-    Attributes:
-        peers: fcos_d2 first.
-        device: "cpu" or "cuda".
-        precisions: of "fp32", "tf32", "bf16", for infer and train.
-        compiled: whether infer and train are measured compiled as well.
-        folder: for temporary files.
-    """
-
-    peers: list[Peer]
-    device: str
-    precisions: dict[str, list[str]]
-    compiled: bool = False
-    folder: Path | None = None
+    peers: list[Peer]  # fcos_d2 first
+    device: str  # "cpu" or "cuda"
+    precisions: dict[str, list[str]]  # for infer and train, of "fp32", "tf32", "bf16"
+    compiled: bool = False  # measure infer and train compiled as well
+    folder: Path | None = None  # for temporary files
 
     def variants(self) -> list[tuple[bool, list[Peer]]]:
         """Return the peers as they are and, if asked for, once more with compiled networks."""

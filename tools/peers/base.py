@@ -20,28 +20,22 @@ PIXEL_STD = [58.395, 57.12, 57.375]
 
 
 class LevelOutputs(NamedTuple):
-    """Outputs of the last convolutions at one level.
+    """Outputs of the last convolutions at one level."""
 
-    Attributes:
-        logits: (N, K, H_l, W_l).
-        ltrb: (N, 4, H_l, W_l), in strides, before the ReLU.
-        centerness: (N, 1, H_l, W_l).
-    """
-
-    logits: Tensor
-    ltrb: Tensor
-    centerness: Tensor
+    logits: Tensor  # (N, K, H_l, W_l)
+    ltrb: Tensor  # (N, 4, H_l, W_l), in strides, before the ReLU
+    centerness: Tensor  # (N, 1, H_l, W_l)
 
 
 Levels = Sequence[LevelOutputs]
 
 
 class HeadOutputs(NamedTuple):
-    """Predictions at all locations: (N, L, K), (N, L, 4) in strides, (N, L)."""
+    """Predictions at all L locations."""
 
-    logits: Tensor
-    ltrb: Tensor
-    centerness: Tensor
+    logits: Tensor  # (N, L, K)
+    ltrb: Tensor  # (N, L, 4), in strides
+    centerness: Tensor  # (N, L)
 
 
 class Peer(ABC):
