@@ -28,10 +28,7 @@ def voc_average_precision(
     Boxes are continuous, so plain IoU equals the devkit's, whose boxes include their last pixel.
 
     Args:
-        records: Detectron2 dataset dicts; all images count.
-        predictions: dicts with ``image_id`` as in the records, ``category_id`` in [0, K), ``bbox``
-            XYWH in pixels of the original image and ``score``.
-        class_names: names of the K classes.
+        records, predictions, class_names: see :func:`coco_table`; all images count.
 
     Returns:
         ``AP50_11point`` and ``AP50_area``, each the mean over the classes with an object that is

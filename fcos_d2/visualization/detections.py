@@ -52,10 +52,7 @@ def draw_detection_grid(
     (difficult, crowd) are dashed and labelled. Unreadable images are replaced with a warning.
 
     Args:
-        records: Detectron2 dataset dicts.
-        predictions: dicts with ``image_id`` as in the records, ``category_id`` in [0, K), ``bbox``
-            XYWH in pixels of the original image and ``score``.
-        class_names: names of the K classes.
+        records, predictions, class_names: see :func:`fcos_d2.evaluation.coco_table`.
         output_png: the picture, written atomically.
         max_images: maximum number of images.
         score_threshold: predictions with a lower score are not drawn.
@@ -124,13 +121,7 @@ def draw_predictions(
 def draw_ground_truth(image: np.ndarray, record: dict, class_names: Sequence[str]) -> np.ndarray:
     """Draw the objects of a record; ignored ones are dashed and labelled.
 
-    Args:
-        image: (H, W, 3) RGB uint8, the record's image at any scale.
-        record: Detectron2 dataset dict.
-        class_names: names of the K classes.
-
-    Returns:
-        (H, W, 3) RGB uint8.
+    Arguments and result are as in :func:`draw_predictions`.
     """
     objects = record.get("annotations", ())
     # Large ones first, so that small ones stay visible.

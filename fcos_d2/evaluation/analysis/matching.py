@@ -79,10 +79,7 @@ def match_detections(
     available; a crowd any number of times. Only the best 100 detections per image and class count.
 
     Args:
-        records: Detectron2 dataset dicts.
-        predictions: dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` XYWH in pixels of
-            the original image and ``score``.
-        class_names: names of the K classes.
+        records, predictions, class_names: see :func:`fcos_d2.evaluation.coco_table`.
         iou_thresh: in (0, 1].
 
     Returns:

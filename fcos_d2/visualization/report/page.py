@@ -59,7 +59,8 @@ def write_report(output_dir: str | os.PathLike) -> list[Path]:
     """
     run = gather_run(output_dir)
     logger.info("Report of %s: %d test set(s)", run.folder, len(run.evaluations))
-    drawings: dict[str, Callable[[Path], None]] = {CURVES_FILE: partial(_draw_curves, run)}
+    curves = partial(plot_training_curves, run.folder / METRICS_FILE)
+    drawings: dict[str, Callable[[Path], None]] = {CURVES_FILE: curves}
     for i, evaluation in enumerate(run.evaluations):
         file = f"detections_{evaluation.slug}.png" if i else DETECTIONS_FILE
         drawings[file] = partial(_draw_detections, evaluation)
@@ -75,12 +76,6 @@ def write_report(output_dir: str | os.PathLike) -> list[Path]:
             written.append(path)
             logger.info("%s: %.1f s", path, time.perf_counter() - start)
     return written
-
-
-def _draw_curves(run: Run, path: Path) -> None:
-    if "history" in run.problems:
-        raise ValueError(run.problems["history"])
-    plot_training_curves(run.folder / METRICS_FILE, path)
 
 
 def _draw_detections(evaluation: Evaluation, path: Path) -> None:

@@ -91,6 +91,7 @@ def _describe_model(model: Mapping[str, Any]) -> str:
         "averaged weights (EMA)" if model["ema"] else None,
         "test-time augmentation" if model["tta"] else None,
         None if model["optimize"] == "none" else f"TEST.OPTIMIZE {model['optimize']}",
+        "compiled" if model.get("compile") else None,  # of earlier versions
     ]
     return f"Evaluated: {', '.join(filter(None, parts))}."
 
