@@ -1,4 +1,4 @@
-"""The focal loss of every layout, precision and kernel against autograd and torchvision."""
+"""The focal loss in every layout and precision: by hand, against autograd and torchvision."""
 
 import math
 
@@ -40,6 +40,30 @@ def reference(logits, labels, alpha, gamma):
     return (loss * wanted[..., None]).sum()
 
 
+def test_by_hand():
+    """Two rows, one class, logit 0, so p = 0.5 and -ln p = ln 2.
+
+    Positive: 0.25 * 0.5^2 * ln 2; background: 0.75 * 0.5^2 * ln 2; the sum is 0.25 ln 2.
+    """
+    loss = sigmoid_focal_loss(torch.zeros(2, 1), torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
+
+
+def test_without_focus_it_is_cross_entropy():
+    labels = torch.randint(0, 6, (50,))  # 5 is background
+    logits = 3 * torch.randn(50, 5)
+    one_hot = F.one_hot(labels, 6)[:, :5].float()
+    expected = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum")
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels, alpha=-1, gamma=0), expected)
+
+
+def test_ignored_rows_get_no_gradient():
+    logits = torch.randn(3, 4, requires_grad=True)
+    sigmoid_focal_loss(logits, torch.tensor([1, -1, 4])).backward()
+    assert (logits.grad[1] == 0).all()
+    assert (logits.grad[[0, 2]] != 0).all()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("alpha, gamma", [(0.25, 2.0), (-1.0, 2.0), (1.0, 1.5), (0.5, 0.5), (0, 0)])
 def test_equals_the_definition(layout, alpha, gamma, monkeypatch):
@@ -71,9 +95,11 @@ def test_equals_torchvisions(rows, num_classes):
     torch.testing.assert_close(logits.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_gradcheck_with_images():
-    logits, labels = random_case(2, 4, 3, torch.float64)
-    assert gradcheck(lambda x: sigmoid_focal_loss(x, labels), logits.requires_grad_())
+@pytest.mark.parametrize("images", [(), (2,)])
+def test_gradcheck(images):
+    logits = torch.randn(*images, 7, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 3, 3, -1, 0]).expand(*images, 7)
+    assert gradcheck(lambda x: sigmoid_focal_loss(x, labels), logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -88,23 +114,17 @@ def test_half_precision_rounds_the_gradient_once(dtype):
     torch.testing.assert_close(logits.grad.double(), other.grad, rtol=4e-3, atol=0)
 
 
-def accuracy_case():
-    logits = torch.linspace(-16, 16, 4001)[None, :, None]
-    labels = torch.arange(4001)[None] % 2  # of one class, so 1 is background
-    other = logits.double().requires_grad_()
+def test_gradient_is_accurate_for_easy_entries_too():
+    """Relative error below 2e-6: nearly all entries are easy, and 1 - p alone is off by 6e-8."""
+    logits = torch.linspace(-16, 16, 4001)[None, :, None].requires_grad_()
+    labels = torch.arange(4001)[None] % 2  # one class, so 1 is background
+    sigmoid_focal_loss(logits, labels).backward()
+    other = logits.detach().double().requires_grad_()
     # -ln(1 - p) without the rounding of 1 - p.
     sign = 1 - 2.0 * (labels == 0)[..., None]
     p, s = (sign * other).sigmoid(), F.softplus(sign * other, threshold=100)
     (torch.where(labels == 0, 0.25, 0.75)[..., None] * p**2 * s).sum().backward()
-    return logits, labels, other.grad
-
-
-def test_gradient_is_accurate_for_easy_entries_too():
-    """Each to 2e-6 of itself: nearly all entries are easy, and 1 - p alone is off by up to 6e-8."""
-    logits, labels, expected = accuracy_case()
-    logits.requires_grad_()
-    sigmoid_focal_loss(logits, labels).backward()
-    torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(logits.grad.double(), other.grad, rtol=2e-6, atol=0)
 
 
 def test_logits_of_any_size():
@@ -125,9 +145,9 @@ def test_a_logit_that_is_not_a_number_shows():
 
 
 def test_memory_is_that_of_the_gradients():
-    """4 x 20000 x 20 logits are 6.1 MiB; the saved gradient and the one that goes on are as large.
+    """4 x 20000 x 20 logits are 6.1 MiB, as are the saved and the returned gradient.
 
-    What else there is: chunks, and columns of the labels (4 x 20000) and of their entries.
+    The rest is chunks, labels (4 x 20000) and their entries.
     """
     logits, labels = random_case(4, 20_000, 20)
     logits.requires_grad_()

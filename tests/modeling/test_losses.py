@@ -1,10 +1,9 @@
-"""The losses against hand-computed numbers, torchvision and numerical gradients."""
+"""Box and quality losses and their sum: by hand, against torchvision, and numerical gradients."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torchvision import ops
 
@@ -16,7 +15,6 @@ from fcos_d2.modeling.losses import (
     centerness_targets,
     fcos_losses,
     iou_targets,
-    sigmoid_focal_loss,
 )
 
 
@@ -29,73 +27,21 @@ def to_boxes(ltrb):
     return torch.cat((-ltrb[:, :2], ltrb[:, 2:]), dim=1)
 
 
-def test_focal_loss_by_hand():
-    """Two rows, one class, logit 0, so p = 0.5 and -ln p = ln 2.
-
-    Positive: 0.25 * 0.5^2 * ln 2; background: 0.75 * 0.5^2 * ln 2; the sum is 0.25 ln 2.
-    """
-    loss = sigmoid_focal_loss(torch.zeros(2, 1), torch.tensor([0, 1]))
-    assert loss.item() == pytest.approx(0.25 * math.log(2), rel=1e-6)
-
-
-def test_focal_loss_equals_torchvisions():
-    labels = torch.randint(0, 6, (50,))  # 5 is background
-    logits = 3 * torch.randn(50, 5)
-    one_hot = F.one_hot(labels, 6)[:, :5].float()
-    expected = ops.sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2, reduction="sum")
-    torch.testing.assert_close(sigmoid_focal_loss(logits, labels), expected)
-
-
-def test_focal_loss_without_focus_is_cross_entropy():
-    labels = torch.randint(0, 6, (50,))
-    logits = 3 * torch.randn(50, 5)
-    one_hot = F.one_hot(labels, 6)[:, :5].float()
-    expected = F.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum")
-    torch.testing.assert_close(sigmoid_focal_loss(logits, labels, alpha=-1, gamma=0), expected)
-
-
-def test_focal_loss_leaves_ignored_rows_out():
-    logits = torch.randn(3, 4, requires_grad=True)
-    sigmoid_focal_loss(logits, torch.tensor([1, -1, 4])).backward()
-    assert (logits.grad[1] == 0).all()
-    assert (logits.grad[[0, 2]] != 0).all()
-
-
-def test_focal_loss_is_finite_at_large_logits():
-    logits = torch.tensor([[80.0, -80.0]], requires_grad=True)
-    loss = sigmoid_focal_loss(logits, torch.tensor([1]))
-    loss.backward()
-    # Both are wrong by 80: (1 - 0.25) * 80 + 0.25 * 80.
-    assert loss.item() == pytest.approx(80.0)
-    assert logits.grad.isfinite().all()
-
-
-def test_giou_by_hand():
-    """Prediction 2 x 2 inside target 4 x 2, both from the location's left: l 1 | 1, r 1 | 3.
-
-    Intersection 4, union 8, hull 8: IoU 0.5, GIoU 0.5 - 0, loss 0.5; -ln IoU is ln 2.
-    """
-    pred = torch.tensor([[1.0, 1, 1, 1]])
-    target = torch.tensor([[1.0, 1, 3, 1]])
-    assert box_loss(pred, target, "giou").item() == pytest.approx(0.5, abs=1e-6)
-    assert box_loss(pred, target, "iou").item() == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_giou_hull_by_hand():
-    """A 1 x 3 and a 3 x 1 box that cross in one cell.
-
-    Intersection 1, union 3 + 3 - 1 = 5, hull 9: GIoU = 1/5 - 4/9, loss = 1 - 1/5 + 4/9.
-    """
-    pred = torch.tensor([[0.5, 1.5, 0.5, 1.5]])
-    target = torch.tensor([[1.5, 0.5, 1.5, 0.5]])
-    assert box_loss(pred, target, "giou").item() == pytest.approx(1 - 1 / 5 + 4 / 9, abs=1e-6)
-
-
-def test_diou_by_hand():
-    """As in test_giou_by_hand: centres 1 apart, hull 4 x 2, diagonal^2 20: 0.5 + 1 / 20."""
-    pred = torch.tensor([[1.0, 1, 1, 1]])
-    target = torch.tensor([[1.0, 1, 3, 1]])
-    assert box_loss(pred, target, "diou").item() == pytest.approx(0.55, abs=1e-6)
+@pytest.mark.parametrize(
+    ("kind", "pred", "target", "expected"),
+    [
+        # 2 x 2 inside 4 x 2: intersection 4, union 8, hull 8, IoU 0.5.
+        ("giou", [1.0, 1, 1, 1], [1.0, 1, 3, 1], 0.5),
+        ("iou", [1.0, 1, 1, 1], [1.0, 1, 3, 1], math.log(2)),
+        # Centres 1 apart, diagonal^2 of the hull 20: 0.5 + 1 / 20.
+        ("diou", [1.0, 1, 1, 1], [1.0, 1, 3, 1], 0.55),
+        # 1 x 3 and 3 x 1 crossing in one cell: intersection 1, union 5, hull 9.
+        ("giou", [0.5, 1.5, 0.5, 1.5], [1.5, 0.5, 1.5, 0.5], 1 - 1 / 5 + 4 / 9),
+    ],
+)
+def test_box_losses_by_hand(kind, pred, target, expected):
+    loss = box_loss(torch.tensor([pred]), torch.tensor([target]), kind)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -118,22 +64,20 @@ def test_box_losses_and_gradients_equal_torchvisions(kind, reference):
     torch.testing.assert_close(pred.grad, other.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_iou_loss_is_minus_log_of_torchvisions_iou():
+def test_iou_equals_torchvisions():
     pred, target = random_distances(100, 0), random_distances(100, 1)
     iou = ops.box_iou(to_boxes(pred), to_boxes(target)).diagonal()
     torch.testing.assert_close(box_loss(pred, target, "iou"), -iou.log(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(iou_targets(pred, target), iou, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", BOX_LOSSES)
-def test_box_loss_of_an_empty_prediction_is_finite(kind):
+def test_empty_boxes(kind):
+    """A predicted box of size 0 has a finite loss and gradient; no box gives no loss."""
     pred = torch.zeros(1, 4, requires_grad=True)
     loss = box_loss(pred, torch.ones(1, 4), kind)
     loss.sum().backward()
     assert loss.isfinite().all() and pred.grad.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", BOX_LOSSES)
-def test_box_loss_of_no_box_is_empty(kind):
     assert box_loss(torch.zeros(0, 4), torch.zeros(0, 4), kind).shape == (0,)
 
 
@@ -186,12 +130,6 @@ def test_gradcheck_of_ciou_with_its_constant_trade_off():
     assert gradcheck(lambda x: box_loss(x, target, "diou") + trade_off * aspect(x), pred)
 
 
-def test_gradcheck_of_the_focal_loss():
-    logits = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([0, 1, 2, 3, 3, -1, 0])
-    assert gradcheck(lambda x: sigmoid_focal_loss(x, labels), logits)
-
-
 def random_batch(num_classes=3, rows=40, dtype=torch.float64):
     labels = torch.randint(0, num_classes + 1, (rows,))
     positive = (labels < num_classes).nonzero().squeeze(1)
@@ -230,7 +168,7 @@ ONE_POSITIVE = (
 
 
 def test_sum_by_hand():
-    """One positive of two locations, K = 1, all logits 0, prediction as in test_giou_by_hand.
+    """One positive of two locations, K = 1, all logits 0, prediction as in test_box_losses_by_hand.
 
     Targets l 1, t 1, r 3, b 1: centerness sqrt(1/3). One positive: nothing is divided.
     loss_cls 0.25 ln 2, loss_box 0.5, loss_ctr ln 2 (BCE at p = 0.5 for any target);
@@ -326,14 +264,6 @@ def test_iou_quality_by_hand():
         logits, 16 * ltrb, quality, labels, positive, 16 * target, LossOptions("iou")
     )
     assert scaled.loss_quality.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_iou_targets_equal_torchvisions():
-    pred, target = random_distances(50, 1), random_distances(50, 2)
-    boxes = [torch.cat((-x[:, :2], x[:, 2:]), dim=1) for x in (pred, target)]
-    torch.testing.assert_close(
-        iou_targets(pred, target), ops.box_iou(*boxes).diag(), atol=1e-6, rtol=0
-    )
 
 
 def test_without_quality():
