@@ -1,4 +1,4 @@
-"""Recipes of two-stage models, shrunk: from the command line's arguments to the tables."""
+"""The two-stage recipe, shrunk: from command line arguments to the tables."""
 
 import argparse
 import json
