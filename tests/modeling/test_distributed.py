@@ -65,6 +65,7 @@ def models(tiny_cfg):
     return made
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_one(models, tmp_path, torchrun):
     inputs = {
         case: [make_input(boxes, case == "ignored boxes") for boxes in images]

@@ -242,6 +242,7 @@ def test_what_can_not_be_optimized(tiny_cfg, monkeypatch, caplog):
 BACKENDS = ["eager"] + ["inductor"] * ("FCOS_D2_TEST_COMPILE" in os.environ)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="needs PyTorch 2.6")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_once_for_all_sizes(tiny_cfg, monkeypatch, backend):
