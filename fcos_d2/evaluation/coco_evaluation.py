@@ -76,24 +76,26 @@ def coco_table(
         if json_file is None:
             dataset, coco_ids = records_to_coco(records, class_names)
         else:
-            dataset = _read(json_file, class_names)
-            _check_images(dataset, image_ids, json_file)
-            coco_ids = {image_id: image_id for image_id in image_ids}
+            dataset, coco_ids = _read(json_file, class_names), {x: x for x in image_ids}
+            if unknown := coco_ids.keys() - {image["id"] for image in dataset["images"]}:
+                raise ValueError(
+                    f"{json_file}: {len(unknown)} images of the data set are not in it, for "
+                    f"example image {min(unknown, key=str)!r}"
+                )
         category_ids = [category["id"] for category in dataset["categories"]]
         # The fields of COCO.loadRes, which fails without predictions and modifies them.
         found = [
             {
+                **{key: item[key] for key in ("bbox", "score")},
                 "image_id": coco_ids[item["image_id"]],
                 "category_id": category_ids[item["category_id"]],
-                "bbox": item["bbox"],
                 "area": item["bbox"][2] * item["bbox"][3],
-                "score": item["score"],
                 "iscrowd": 0,
             }
             for item in predictions
         ]
-        truth = _index(dataset, dataset["annotations"])
-        evaluation = _EvalWithDifficult(truth, _index(dataset, found), "bbox")
+        truth, detected = _index(dataset, dataset["annotations"]), _index(dataset, found)
+        evaluation = _EvalWithDifficult(truth, detected, "bbox")
         evaluation.params.imgIds = sorted(coco_ids.values())
         evaluation.evaluate()
         evaluation.accumulate()
@@ -111,11 +113,7 @@ def coco_table(
 def records_to_coco(
     records: Sequence[dict], class_names: Sequence[str] = ()
 ) -> tuple[dict[str, Any], dict[int | str, int]]:
-    """Convert records to the content of a COCO file.
-
-    Args:
-        records: Detectron2 dataset dicts.
-        class_names: names of the categories, whose ids are the class ids.
+    """Convert records to the content of a COCO file, whose category ids are the class ids.
 
     Returns:
         The content, whose annotations also have ``difficult``, and {image id of the record: its
@@ -137,10 +135,7 @@ def records_to_coco(
                     "difficult": int(item.get("difficult", 0)),
                 }
             )
-    images = [
-        {"id": coco_ids[record["image_id"]], "file_name": record.get("file_name")}
-        for record in records
-    ]
+    images = [{"id": i, "file_name": x.get("file_name")} for i, x in enumerate(records, start=1)]
     categories = [{"id": k, "name": name} for k, name in enumerate(class_names)]
     return {"images": images, "categories": categories, "annotations": annotations}, coco_ids
 
@@ -166,30 +161,16 @@ def _read(json_file: str, class_names: Sequence[str]) -> dict[str, Any]:
             f"{list(class_names)}: register the data set with the categories of its json file"
         )
     annotations = [
-        {"iscrowd": 0, "area": item["bbox"][2] * item["bbox"][3], **item}
-        for item in dataset["annotations"]
+        {"iscrowd": 0, "area": x["bbox"][2] * x["bbox"][3], **x} for x in dataset["annotations"]
     ]
     return {"images": dataset["images"], "categories": categories, "annotations": annotations}
 
 
-def _check_images(dataset: dict[str, Any], image_ids: Sequence[int], json_file: str) -> None:
-    unknown = set(image_ids) - {image["id"] for image in dataset["images"]}
-    if unknown:
-        raise ValueError(
-            f"{json_file}: {len(unknown)} images of the data set are not in it, for example "
-            f"image {min(unknown, key=str)!r}"
-        )
-
-
 def _index(dataset: dict, annotations: list[dict]) -> COCO:
-    """A COCO object of the images and categories of ``dataset`` and these annotations."""
     coco = COCO()
-    coco.dataset = {
-        "images": dataset["images"],
-        "categories": dataset["categories"],
-        # COCOeval reads id 0 as "not matched", so ids are assigned here, from 1.
-        "annotations": [{**item, "id": i} for i, item in enumerate(annotations, start=1)],
-    }
+    # COCOeval reads id 0 as "not matched", so ids are assigned here, from 1.
+    numbered = [{**item, "id": i} for i, item in enumerate(annotations, start=1)]
+    coco.dataset = {**dataset, "annotations": numbered}
     coco.createIndex()
     return coco
 

@@ -4,14 +4,14 @@ import itertools
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from .coco_evaluation import coco_table, json_category_ids
-from .records import check_predictions, is_ignored, predictions_of
+from .records import check_predictions, first_repeated, is_ignored, predictions_of
 from .results import write_results
 from .tables import class_frame, coco_frame, to_text, voc_frame
 from .voc_evaluation import voc_average_precision
@@ -20,21 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class ModelInfo(NamedTuple):
-    """The evaluated model, for ``evaluation.json``.
+    """The evaluated model, for ``evaluation.json``; None where unknown."""
 
-    Attributes:
-        weights: file name as given; None for a model in training.
-        iteration: of the training, counted from 0 as in checkpoint names; None if unknown.
-        ema: whether the weights are an exponential moving average; None if unknown.
-        tta: whether test-time augmentation was on.
-        optimize: TEST.OPTIMIZE.
-    """
-
-    weights: str | None = None
-    iteration: int | None = None
-    ema: bool | None = None
-    tta: bool = False
-    optimize: str = "none"
+    weights: str | None = None  # file name as given; None for a model in training
+    iteration: int | None = None  # of the training, counted from 0 as in checkpoint names
+    ema: bool | None = None  # whether the weights are an exponential moving average
+    tta: bool = False  # whether test-time augmentation was on
+    optimize: str = "none"  # TEST.OPTIMIZE
 
 
 class DetectionEvaluator(DatasetEvaluator):
@@ -79,12 +71,11 @@ class DetectionEvaluator(DatasetEvaluator):
         self._distributed = distributed
         # Predictions are kept in the order of the records, whatever rank or batch made them.
         self._order = {record["image_id"]: i for i, record in enumerate(records)}
-        repeated = _first_repeated(record["image_id"] for record in records)
+        repeated = first_repeated(record["image_id"] for record in records)
         if repeated is not None:
             raise ValueError(f"{dataset_name}: two records have the image id {repeated!r}")
-        if json_file is None:
-            self._category_ids = list(range(len(self._class_names)))
-        else:
+        self._category_ids = list(range(len(self._class_names)))
+        if json_file is not None:
             self._category_ids = json_category_ids(json_file, self._class_names)
         self.reset()
 
@@ -93,12 +84,7 @@ class DetectionEvaluator(DatasetEvaluator):
         self._processed: list[tuple[int | str, list[dict]]] = []
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        """Keep the detections of one batch.
-
-        Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``instances``: ``pred_boxes`` (XYXY in pixels of the original
-                image), ``scores`` and ``pred_classes``.
+        """Keep the detections of one batch: ``instances`` as :func:`predictions_of` reads them.
 
         Raises:
             ValueError: an image that is not in the data set, a class id out of range, or a box or
@@ -112,7 +98,7 @@ class DetectionEvaluator(DatasetEvaluator):
                     f"{self._dataset_name}: the loader and the evaluator have different data sets"
                 )
             predictions = predictions_of(output["instances"], image_id)
-            check_predictions(predictions, self._order, self._class_names)
+            check_predictions(predictions, [image_id], self._class_names)
             self._processed.append((image_id, predictions))
 
     def evaluate(self) -> OrderedDict:
@@ -133,7 +119,7 @@ class DetectionEvaluator(DatasetEvaluator):
             if not comm.is_main_process():
                 return OrderedDict()
         predictions = self._in_order(processed)
-        tables = self._measure(predictions, num_processed_images=len(processed))
+        tables = self._measure(predictions, len(processed))
         _log(tables)
         if self._output_dir is not None:
             write_results(self._output_dir, predictions, tables)
@@ -141,26 +127,21 @@ class DetectionEvaluator(DatasetEvaluator):
         return _flatten(tables)
 
     def _in_order(self, processed: list[tuple[int | str, list[dict]]]) -> list[dict]:
-        """All predictions in the order of the records."""
-        repeated = _first_repeated(image_id for image_id, _ in processed)
+        repeated = first_repeated(image_id for image_id, _ in processed)
         if repeated is not None:
             raise ValueError(
-                f"image {repeated!r} of {self._dataset_name} was processed twice, so its "
-                "detections would count as duplicates: call reset() first, and give each image to "
-                "one rank only"
+                f"image {repeated!r} of {self._dataset_name} was processed twice: call reset() "
+                "first, and give each image to one rank only"
             )
-        missing = len(self._records) - len(processed)
-        if missing:
+        if missing := len(self._records) - len(processed):
             logger.warning(
                 "%s: %d of %d images were not processed; they count as images without detections",
-                self._dataset_name,
-                missing,
-                len(self._records),
+                *(self._dataset_name, missing, len(self._records)),
             )
         processed = sorted(processed, key=lambda item: self._order[item[0]])
         return [prediction for _, predictions in processed for prediction in predictions]
 
-    def _measure(self, predictions: list[dict], num_processed_images: int) -> dict[str, Any]:
+    def _measure(self, predictions: list[dict], num_processed: int) -> dict[str, Any]:
         """The content of ``evaluation.json``."""
         names, records = self._class_names, self._records
         coco, coco_classes = coco_table(records, predictions, names, self._json_file)
@@ -188,7 +169,7 @@ class DetectionEvaluator(DatasetEvaluator):
             "class_names": names,
             "category_ids": self._category_ids,
             "num_images": len(records),
-            "num_processed_images": num_processed_images,
+            "num_processed_images": num_processed,
             "num_ground_truth": sum(row["num_ground_truth"] for row in rows),
             "num_ignored": sum(row["num_ignored"] for row in rows),
             "num_predictions": len(predictions),
@@ -198,15 +179,11 @@ class DetectionEvaluator(DatasetEvaluator):
         }
 
 
-def _first_repeated(image_ids: Iterable[int | str]) -> int | str | None:
-    return next((image_id for image_id, n in Counter(image_ids).items() if n > 1), None)
-
-
 def _log(tables: dict[str, Any]) -> None:
     logger.info(
         "%s: %d images, %d objects and %d ignored ones (difficult or crowd), %d predictions",
-        *(tables[key] for key in ("dataset", "num_images", "num_ground_truth", "num_ignored")),
-        tables["num_predictions"],
+        *(tables["dataset"], tables["num_images"], tables["num_ground_truth"]),
+        *(tables["num_ignored"], tables["num_predictions"]),
     )
     logger.info("COCO metrics (difficult objects ignored):\n%s", to_text(coco_frame(tables)))
     logger.info("PASCAL VOC metrics:\n%s", to_text(voc_frame(tables)))

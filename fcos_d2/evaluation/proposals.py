@@ -17,6 +17,13 @@ class ProposalEvaluator(COCOEvaluator):
 
     ``COCOEvaluator`` needs a COCO file with numeric image ids. If the data set has none, one is
     written, with numbered images and VOC's difficult objects as crowds, which are ignored.
+
+    Args:
+        dataset_name: registered name of the data set.
+        records: its Detectron2 dataset dicts.
+        output_dir: folder for ``box_proposals.pkl`` (the proposals) and, without ``json_file``,
+            ``ground_truth.json``.
+        json_file: COCO annotation file of the data set, if it has one.
     """
 
     def __init__(
@@ -25,16 +32,7 @@ class ProposalEvaluator(COCOEvaluator):
         records: Sequence[dict],
         output_dir: str | os.PathLike,
         json_file: str | None = None,
-    ):
-        """Prepare the ground truth.
-
-        Args:
-            dataset_name: registered name of the data set.
-            records: its Detectron2 dataset dicts.
-            output_dir: folder for ``box_proposals.pkl`` (the proposals) and, without
-                ``json_file``, ``ground_truth.json``.
-            json_file: COCO annotation file of the data set, if it has one.
-        """
+    ) -> None:
         self._coco_ids = {record["image_id"]: record["image_id"] for record in records}
         if json_file is None:
             dataset, self._coco_ids = records_to_coco(records)
@@ -48,11 +46,5 @@ class ProposalEvaluator(COCOEvaluator):
         super().__init__(dataset_name, output_dir=str(output_dir), use_fast_impl=False)
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
-        """Keep the proposals of one batch.
-
-        Args:
-            inputs: dicts with ``image_id``.
-            outputs: dicts with ``proposals``: ``proposal_boxes`` (XYXY in pixels of the original
-                image) and ``objectness_logits``.
-        """
+        """Keep ``proposals``: ``proposal_boxes`` (XYXY, original image) and their logits."""
         super().process([{"image_id": self._coco_ids[x["image_id"]]} for x in inputs], outputs)

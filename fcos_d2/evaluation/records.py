@@ -1,7 +1,8 @@
 """Predictions and ignored objects, as all tables of the evaluation read them."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from detectron2.structures import BoxMode, Instances
 
@@ -11,13 +12,18 @@ def is_ignored(annotation: dict) -> bool:
     return bool(annotation.get("difficult", 0) or annotation.get("iscrowd", 0))
 
 
+def first_repeated(image_ids: Iterable[int | str]) -> int | str | None:
+    """Return the first image id that occurs more than once, or None."""
+    return next((image_id for image_id, n in Counter(image_ids).items() if n > 1), None)
+
+
 def predictions_of(instances: Instances, image_id: int | str) -> list[dict]:
     """Convert the detections of one image to COCO's result format, with contiguous class ids.
 
     Args:
         instances: ``pred_boxes`` (N, 4) XYXY in pixels of the original image, ``scores`` (N,) and
             ``pred_classes`` (N,).
-        image_id: id of the record.
+        image_id: of the record.
 
     Returns:
         N dicts with ``image_id``, ``category_id`` in [0, K), ``bbox`` XYWH and ``score``; floats
@@ -34,21 +40,15 @@ def predictions_of(instances: Instances, image_id: int | str) -> list[dict]:
 
 
 def check_predictions(
-    predictions: Iterable[dict], image_ids: Collection[int | str], class_names: Sequence[str]
+    predictions: Iterable[dict], image_ids: Iterable[int | str], class_names: Sequence[str]
 ) -> None:
-    """Refuse predictions that do not belong to a data set.
-
-    Args:
-        predictions: dicts as from :func:`predictions_of`.
-        image_ids: image ids of the data set's records.
-        class_names: names of the K classes.
+    """Refuse predictions, as from :func:`predictions_of`, that do not belong to a data set.
 
     Raises:
         ValueError: an unknown image id, a class id outside [0, K), or a box or score that is not
             finite.
     """
-    known = image_ids if isinstance(image_ids, (set, dict)) else set(image_ids)
-    count = len(class_names)
+    known, count = set(image_ids), len(class_names)
     for prediction in predictions:
         image_id, category = prediction["image_id"], prediction["category_id"]
         if image_id not in known:

@@ -27,6 +27,13 @@ def write_results(
     write_json(Path(folder) / TABLES_FILE, tables, indent=2)
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): evaluate again") from error
+
+
 def read_tables(folder: str | os.PathLike) -> dict[str, Any]:
     """Read ``evaluation.json``.
 
@@ -64,13 +71,6 @@ def read_predictions(folder: str | os.PathLike) -> list[dict]:
     return [{**item, "category_id": class_ids[item["category_id"]]} for item in predictions]
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): evaluate again") from error
-
-
 def read_metrics(metrics_json: str | os.PathLike) -> list[dict]:
     """Read ``metrics.json``: one dict per iteration, in ascending order.
 
@@ -82,33 +82,28 @@ def read_metrics(metrics_json: str | os.PathLike) -> list[dict]:
         FileNotFoundError: the file is missing.
     """
     history: dict[int, dict] = {}
-    with open(metrics_json, encoding="utf-8") as file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-                iteration = int(line["iteration"])
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s: line %d is incomplete, skipped", metrics_json, number)
-                continue
-            if history and iteration < max(history):
-                history = {key: kept for key, kept in history.items() if key < iteration}
-            history.setdefault(iteration, {}).update(line)
-    return [history[iteration] for iteration in sorted(history)]
+    for number, text in enumerate(Path(metrics_json).read_text(encoding="utf-8").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            iteration = int(line["iteration"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s: line %d is incomplete, skipped", metrics_json, number)
+            continue
+        if iteration < max(history, default=iteration):
+            history = {key: kept for key, kept in history.items() if key < iteration}
+        history.setdefault(iteration, {}).update(line)
+    return list(history.values())
 
 
 def proposal_recall(history: Sequence[dict], dataset: str | None = None) -> dict[str, float]:
-    """Return the last average recalls of proposals, in percent, from lines of ``metrics.json``.
+    """Return the last average recalls of proposals, in percent.
 
     Args:
         history: as from :func:`read_metrics`.
         dataset: the test set; None if the run has only one, whose name Detectron2 does not write.
     """
     prefix = f"{dataset}/box_proposals/" if dataset else "box_proposals/"
-    return {
-        key.removeprefix(prefix): value
-        for line in history
-        for key, value in line.items()
-        if key.startswith(prefix)
-    }
+    values = {key: value for line in history for key, value in line.items()}
+    return {k.removeprefix(prefix): x for k, x in values.items() if k.startswith(prefix)}

@@ -20,8 +20,8 @@ _CLASS_COLUMNS = {
 
 def coco_frame(tables: dict[str, Any]) -> pd.DataFrame:
     """COCO's twelve rows, in percent, from the content of ``evaluation.json``."""
-    rows = [(*row, tables["bbox"][row[0]]) for row in COCO_ROWS]
-    return pd.DataFrame(rows, columns=["metric", "IoU", "area", "maxDets", "%"])
+    frame = pd.DataFrame(COCO_ROWS, columns=["metric", "IoU", "area", "maxDets"])
+    return frame.assign(**{"%": [tables["bbox"][row[0]] for row in COCO_ROWS]})
 
 
 def voc_frame(tables: dict[str, Any]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from .records import check_predictions, is_ignored
 
 IOU_THRESHOLD = 0.5
 
-_Objects = dict[int | str, tuple[np.ndarray, np.ndarray]]  # {image: (boxes XYWH, ignored)}
+_Objects = dict[int | str, list[tuple[list[float], bool]]]  # {image: [(box XYWH, ignored)]}
 
 
 def voc_average_precision(
@@ -38,7 +38,7 @@ def voc_average_precision(
         ValueError: a prediction for an unknown image or class.
     """
     check_predictions(predictions, [record["image_id"] for record in records], class_names)
-    objects: list[dict] = [defaultdict(list) for _ in class_names]
+    objects: list[_Objects] = [defaultdict(list) for _ in class_names]
     for record in records:
         for item in record.get("annotations", ()):
             row = (box_xywh(item), is_ignored(item))
@@ -50,16 +50,12 @@ def voc_average_precision(
     means = {}
     for key in ("AP50_11point", "AP50_area"):
         values = [row[key] for row in classes if not np.isnan(row[key])]
-        means[key] = float(np.mean(values)) if values else float("nan")
+        means[key] = float(np.mean(values)) if values else np.nan
     return means, classes
 
 
-def _class_ap(detections: Sequence[dict], rows_of_image: dict[int | str, list]) -> dict[str, float]:
-    objects = {
-        image_id: (np.array([box for box, _ in rows]), np.array([flag for _, flag in rows]))
-        for image_id, rows in rows_of_image.items()
-    }
-    positives = sum(int(np.sum(~ignored)) for _, ignored in objects.values())
+def _class_ap(detections: Sequence[dict], objects: _Objects) -> dict[str, float]:
+    positives = sum(not ignored for rows in objects.values() for _, ignored in rows)
     if not positives:
         return {"AP50_11point": np.nan, "AP50_area": np.nan}
     curve = precision_recall(*_match(detections, objects), positives)
@@ -81,7 +77,8 @@ def _match(detections: Sequence[dict], objects: _Objects) -> tuple[np.ndarray, n
     best = np.full(len(detections), -1)  # number of the assigned object, over all images
     ignored = np.zeros(len(detections), dtype=bool)
     first = 0
-    for image_id, (boxes, flags) in objects.items():
+    for image_id, items in objects.items():
+        boxes, flags = (np.array(column) for column in zip(*items, strict=True))
         if rows := rows_of_image.get(image_id):
             detected = np.array([detections[row]["bbox"] for row in rows], dtype=float)
             overlaps = coco_mask.iou(detected, boxes, np.zeros(len(boxes), dtype=np.uint8))

@@ -57,14 +57,7 @@ def calibration(
     with np.errstate(invalid="ignore"):  # an empty bin has no mean
         mean_score = np.bincount(bin_of, score, minlength=bins) / count
         precision = np.bincount(bin_of, right, minlength=bins) / count
-    table = pd.DataFrame(
-        {
-            "low": edges[:-1],
-            "high": edges[1:],
-            "count": count,
-            "mean_score": mean_score,
-            "precision": precision,
-        }
-    )
+    columns = {"count": count, "mean_score": mean_score, "precision": precision}
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], **columns})
     gaps = np.nansum(np.abs(precision - mean_score) * count)
     return Calibration(table, float(gaps / len(score)) if len(score) else float("nan"))

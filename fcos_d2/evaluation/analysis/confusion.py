@@ -22,10 +22,7 @@ def confusion_matrix(
     Detections without such an object may match an ignored one (difficult, crowd) of any class, and
     are then not counted.
 
-    Args:
-        records, predictions, class_names: see :func:`match_detections`.
-        score_thresh: minimum score of a detection.
-        iou_thresh: minimum IoU of a match.
+    The other arguments are those of :func:`match_detections`; ``score_thresh`` is inclusive.
 
     Returns:
         (K + 1, K + 1) int: rows are the classes of objects, columns those of detections. The last
@@ -39,10 +36,10 @@ def confusion_matrix(
     detections, objects = tabulate(records, predictions, class_names)
     detections = detections[detections["score"] >= score_thresh].reset_index(drop=True)
     ignored, crowd = objects["ignored"].to_numpy(), objects["crowd"].to_numpy()
+    real_class, found_class = (x["category_id"].to_numpy() for x in (objects, detections))
     truth = np.full(len(detections), count)
     counts = np.ones(len(detections), dtype=bool)
     missed = ~ignored
-    real_class = objects["category_id"].to_numpy()
     for pairs in image_pairs(detections, objects):
         # IoU is at most 1, so objects of the detection's own class come before all others.
         enough = pairs.iou >= iou_thresh
@@ -54,6 +51,6 @@ def confusion_matrix(
         counts[rows] = ~ignored[hit]
         missed[hit] = False
     matrix = np.zeros((count + 1, count + 1), dtype=int)
-    np.add.at(matrix, (truth[counts], detections["category_id"].to_numpy()[counts]), 1)
+    np.add.at(matrix, (truth[counts], found_class[counts]), 1)
     np.add.at(matrix, (real_class[missed], count), 1)
     return matrix

@@ -31,14 +31,6 @@ class ErrorBreakdown(NamedTuple):
     by_size: pd.DataFrame
 
 
-class _Tables(NamedTuple):
-    """Detections with their error, and objects."""
-
-    detections: pd.DataFrame  # match_detections, ``error`` ("" for none) and ``target``
-    objects: pd.DataFrame  # ground_truth, ``missed`` and ``taken`` (bool)
-    num_classes: int
-
-
 def error_breakdown(
     records: Sequence[dict],
     predictions: Sequence[dict],
@@ -80,28 +72,29 @@ def error_breakdown(
             f"background_iou {background_iou} and foreground_iou {foreground_iou} are not "
             "0 < background < foreground <= 1"
         )
-    tables = _find_errors(records, predictions, class_names, foreground_iou, background_iou)
-    base = _mean_ap(tables, _fix(tables, ""))
+    detections = match_detections(records, predictions, class_names, iou_thresh=foreground_iou)
+    _, objects = tabulate(records, predictions, class_names)
+    detections, objects = _find_errors(detections, objects, foreground_iou, background_iou)
+    base = _fixed_ap(detections, objects, "")
     kinds = [*ERROR_TYPES, "false positives", "false negatives"]
-    gains = [_mean_ap(tables, _fix(tables, kind)) - base for kind in kinds]
+    gains = [_fixed_ap(detections, objects, kind) - base for kind in kinds]
     dap = pd.DataFrame({"dAP": gains}, index=pd.Index(kinds, name="error"))
-    return ErrorBreakdown(base, dap, _count_by_class(tables, class_names), _count_by_size(tables))
+    counts = _count(detections, objects, "category_id", range(len(class_names)))
+    target = detections["target"].to_numpy()
+    sizes = size_of_area(detections["area"])
+    sizes[target >= 0] = objects["size"].to_numpy()[target[target >= 0]]
+    by_size = _count(detections.assign(size=sizes), objects, "size", SIZES).rename_axis("size")
+    return ErrorBreakdown(base, dap, counts.set_axis(pd.Index(class_names, name="class")), by_size)
 
 
 def _find_errors(
-    records: Sequence[dict],
-    predictions: Sequence[dict],
-    class_names: Sequence[str],
-    foreground: float,
-    background: float,
-) -> _Tables:
-    detections = match_detections(records, predictions, class_names, iou_thresh=foreground)
-    _, objects = tabulate(records, predictions, class_names)
+    detections: pd.DataFrame, objects: pd.DataFrame, foreground: float, background: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Add ``error`` ("" for none) and ``target`` (row of its object), ``missed`` and ``taken``."""
     wrong = (detections["outcome"] == "fp").to_numpy()
     error = np.where(wrong, "background", "").astype(object)
-    target = np.full(len(detections), -1)  # row of the object of an error
-    ignored = objects["ignored"].to_numpy()
-    index = objects["index"].to_numpy()
+    target = np.full(len(detections), -1)
+    ignored, index = objects["ignored"].to_numpy(), objects["index"].to_numpy()
     # Detections beyond the best 100 do not count, so they match nothing.
     truth = detections["truth"].where(detections["outcome"] == "tp", -1).to_numpy()
     taken = np.zeros(len(objects), dtype=bool)
@@ -117,11 +110,10 @@ def _find_errors(
         error[rows[chosen]] = names[chosen]
         meets = chosen & (names != "background")
         target[rows[meets]] = columns[best[meets]]
-    pointed = np.isin(error, ("classification", "localisation"))
     missed = ~ignored & ~taken
-    missed[target[pointed]] = False
+    missed[target[np.isin(error, ("classification", "localisation"))]] = False
     objects = objects.assign(missed=missed, taken=taken)
-    return _Tables(detections.assign(error=error, target=target), objects, len(class_names))
+    return detections.assign(error=error, target=target), objects
 
 
 def _classify(
@@ -143,32 +135,23 @@ def _classify(
     return names, best
 
 
-class _Fixed(NamedTuple):
-    """Input of the AP: detections by descending score, and the number of objects per class."""
-
-    right: np.ndarray
-    category: np.ndarray
-    counts: np.ndarray
-
-
-def _fix(tables: _Tables, kind: str) -> _Fixed:
-    """Fix one type of error; "" fixes none."""
-    detections, objects = tables.detections, tables.objects
+def _fixed_ap(detections: pd.DataFrame, objects: pd.DataFrame, kind: str) -> float:
+    """Mean AP in percent with one type of error fixed ("" for none); nan without objects."""
     right = (detections["outcome"] == "tp").to_numpy()
     keep = (detections["outcome"] != "ignored").to_numpy()
     category = detections["category_id"].to_numpy().copy()
-    counted = ~objects["ignored"].to_numpy()
+    real_class = objects["category_id"].to_numpy()
+    real = counted = ~objects["ignored"].to_numpy()
     chosen = (detections["error"] == kind).to_numpy() & keep & ~right
     if kind in ("classification", "localisation"):
         target = detections["target"].to_numpy()
-        free = np.zeros(len(detections), dtype=bool)
-        free[chosen] = ~objects["taken"].to_numpy()[target[chosen]]
         # The best detection per object is corrected, the others are removed.
-        rows = np.flatnonzero(free)
+        rows = np.flatnonzero(chosen)
+        rows = rows[~objects["taken"].to_numpy()[target[rows]]]
         rows = rows[np.unique(target[rows], return_index=True)[1]]
         right = right.copy()
         right[rows] = True
-        category[rows] = objects["category_id"].to_numpy()[target[rows]]
+        category[rows] = real_class[target[rows]]
         keep = keep & (~chosen | right)
     elif kind == "missed":
         counted = counted & ~objects["missed"].to_numpy()
@@ -178,35 +161,13 @@ def _fix(tables: _Tables, kind: str) -> _Fixed:
         counted = counted & objects["taken"].to_numpy()
     else:
         keep = keep & ~chosen
-    real_class = objects["category_id"].to_numpy()
-    counts = np.bincount(real_class[counted], minlength=tables.num_classes)
-    return _Fixed(right[keep], category[keep], counts)
-
-
-def _mean_ap(tables: _Tables, fixed: _Fixed) -> float:
-    """Mean AP of the classes with objects, in percent; nan without objects."""
-    objects = tables.objects
-    real = objects.loc[~objects["ignored"], "category_id"].unique()
     values = []
-    for k in real:
-        right = fixed.right[fixed.category == k]
+    for k in pd.unique(real_class[real]):
+        hits = right[keep & (category == k)]
         # A class whose objects are all subtracted has no detection that is right.
-        values.append(coco_ap(*precision_recall(right, ~right, int(fixed.counts[k]))))
+        positives = int(np.count_nonzero(real_class[counted] == k))
+        values.append(coco_ap(*precision_recall(hits, ~hits, positives)))
     return 100 * float(np.mean(values)) if values else float("nan")
-
-
-def _count_by_class(tables: _Tables, class_names: Sequence[str]) -> pd.DataFrame:
-    detections, objects = tables.detections, tables.objects
-    counts = _count(detections, objects, "category_id", range(len(class_names)))
-    return counts.set_axis(pd.Index(class_names, name="class"))
-
-
-def _count_by_size(tables: _Tables) -> pd.DataFrame:
-    detections, objects = tables.detections, tables.objects
-    target = detections["target"].to_numpy()
-    sizes = size_of_area(detections["area"])
-    sizes[target >= 0] = objects["size"].to_numpy()[target[target >= 0]]
-    return _count(detections.assign(size=sizes), objects, "size", SIZES).rename_axis("size")
 
 
 def _count(

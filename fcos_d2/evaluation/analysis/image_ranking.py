@@ -17,9 +17,7 @@ def rank_images(
 ) -> pd.DataFrame:
     """Count right, wrong and missed objects per image at IoU 0.5.
 
-    Args:
-        records, predictions, class_names: see :func:`match_detections`.
-        score_thresh: minimum score of a detection.
+    The other arguments are those of :func:`match_detections`; ``score_thresh`` is inclusive.
 
     Returns:
         One row per image: ``image_id``, ``tp``, ``fp``, ``fn`` and ``f1`` = 2 tp / (2 tp + fp +
@@ -35,8 +33,7 @@ def rank_images(
     total = 2 * tp + fp + fn
     f1 = np.where(total, 2 * tp / np.maximum(total, 1), 1.0)
     table = pd.DataFrame({"image_id": ids, "tp": tp, "fp": fp, "fn": fn, "f1": f1})
-    order = np.lexsort((-(fp + fn), f1))
-    return table.iloc[order].reset_index(drop=True)
+    return table.iloc[np.lexsort((-(fp + fn), f1))].reset_index(drop=True)
 
 
 def _count(rows: pd.DataFrame, ids: Sequence[int | str]) -> np.ndarray:

@@ -8,34 +8,23 @@ import pandas as pd
 from pycocotools import mask
 
 from ...data.boxes import box_xywh, size_of_area
-from ..records import check_predictions, is_ignored
+from ..records import check_predictions, first_repeated, is_ignored
 
 _MAX_DETECTIONS = 100  # per image and class, as in COCO
 _BOX = ["x", "y", "w", "h"]
 
 
 class ImagePairs(NamedTuple):
-    """The detections and objects of one image.
+    """The detections and objects of one image."""
 
-    Attributes:
-        detections: (D,) rows in the table of detections, by descending score.
-        objects: (G,) rows in the table of objects.
-        iou: (D, G); for a crowd the share of the detection inside it, as in COCO.
-        same_class: (D, G) bool.
-    """
-
-    detections: np.ndarray
-    objects: np.ndarray
-    iou: np.ndarray
-    same_class: np.ndarray
+    detections: np.ndarray  # (D,) rows in the table of detections, by descending score
+    objects: np.ndarray  # (G,) rows in the table of objects
+    iou: np.ndarray  # (D, G); for a crowd the share of the detection inside it, as in COCO
+    same_class: np.ndarray  # (D, G) bool
 
 
 def ground_truth(records: Sequence[dict], class_names: Sequence[str]) -> pd.DataFrame:
     """Tabulate the objects of a data set.
-
-    Args:
-        records: Detectron2 dataset dicts.
-        class_names: names of the K classes.
 
     Returns:
         One row per object, in the order of the records: ``image_id``, ``index`` in the record's
@@ -94,18 +83,13 @@ def match_detections(
     """
     check_iou(iou_thresh)
     detections, objects = tabulate(records, predictions, class_names)
-    truth = np.full(len(detections), -1)
-    iou = np.zeros(len(detections))
+    truth, iou = np.full(len(detections), -1), np.zeros(len(detections))
     outcome = np.full(len(detections), "fp", dtype=object)
     ignored, crowd = objects["ignored"].to_numpy(), objects["crowd"].to_numpy()
     index = objects["index"].to_numpy()
     for pairs in image_pairs(detections, objects):
-        taken = match_image(
-            np.where(pairs.same_class, pairs.iou, 0),
-            ignored[pairs.objects],
-            crowd[pairs.objects],
-            iou_thresh,
-        )
+        own_iou = np.where(pairs.same_class, pairs.iou, 0)
+        taken = match_image(own_iou, ignored[pairs.objects], crowd[pairs.objects], iou_thresh)
         found = np.flatnonzero(taken >= 0)
         rows, columns = pairs.detections[found], taken[found]
         truth[rows] = index[pairs.objects[columns]]
@@ -132,10 +116,10 @@ def tabulate(
     Raises:
         ValueError: predictions that do not belong to the records, or a repeated image id.
     """
-    position: dict[int | str, int] = {}
-    for i, record in enumerate(records):
-        if position.setdefault(record["image_id"], i) != i:
-            raise ValueError(f"two of the records have the image id {record['image_id']!r}")
+    position = {record["image_id"]: i for i, record in enumerate(records)}
+    repeated = first_repeated(record["image_id"] for record in records)
+    if repeated is not None:
+        raise ValueError(f"two of the records have the image id {repeated!r}")
     check_predictions(predictions, position, class_names)
     rows = [(x["image_id"], x["category_id"], x["score"], *x["bbox"]) for x in predictions]
     columns = ["image_id", "category_id", "score", *_BOX]
@@ -156,15 +140,11 @@ def image_pairs(detections: pd.DataFrame, objects: pd.DataFrame) -> Iterator[Ima
     found_class = detections["category_id"].to_numpy()
     real_class, crowd = objects["category_id"].to_numpy(), objects["crowd"].to_numpy()
     for image, rows in detections.groupby("image").indices.items():
-        columns = rows_of_objects.get(image)
-        if columns is None:
-            continue
-        yield ImagePairs(
-            rows,
-            columns,
-            mask.iou(found[rows], real[columns], crowd[columns].astype(np.uint8)),
-            found_class[rows][:, None] == real_class[columns],
-        )
+        if image in rows_of_objects:
+            columns = rows_of_objects[image]
+            iou = mask.iou(found[rows], real[columns], crowd[columns].astype(np.uint8))
+            same_class = found_class[rows][:, None] == real_class[columns]
+            yield ImagePairs(rows, columns, iou, same_class)
 
 
 def match_image(

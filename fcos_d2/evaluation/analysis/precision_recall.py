@@ -9,29 +9,16 @@ from .matching import ground_truth, match_detections
 
 
 class PrecisionRecall(NamedTuple):
-    """The curve of one class.
-
-    Attributes:
-        class_name: name of the class.
-        num_ground_truth: number of objects, without ignored ones.
-        precision: (R,) after each detection, by descending score; not made monotonic.
-        recall: (R,) likewise; nan without objects.
-        score: (R,) of each detection.
-        best_f1: largest harmonic mean of precision and recall; nan without objects.
-        best_threshold: highest score threshold (inclusive) with that F1; nan if no threshold finds
-            an object.
-        best_precision: precision at that threshold; nan as ``best_threshold``.
-        best_recall: recall at that threshold; nan as ``best_threshold``.
-    """
+    """The curve of one class."""
 
     class_name: str
-    num_ground_truth: int
-    precision: np.ndarray
-    recall: np.ndarray
-    score: np.ndarray
-    best_f1: float
-    best_threshold: float
-    best_precision: float
+    num_ground_truth: int  # without ignored objects
+    precision: np.ndarray  # (R,) after each detection, by descending score; not made monotonic
+    recall: np.ndarray  # (R,) likewise; nan without objects
+    score: np.ndarray  # (R,) of each detection
+    best_f1: float  # largest harmonic mean of precision and recall; nan without objects
+    best_threshold: float  # highest with that F1 (inclusive); nan if no threshold finds an object
+    best_precision: float  # at best_threshold; nan without it
     best_recall: float
 
 
@@ -49,9 +36,9 @@ def precision_recall(
     counts = objects.loc[~objects["ignored"], "category_id"].value_counts()
     curves = []
     for k, name in enumerate(class_names):
-        rows = matches[matches["category_id"] == k]
+        rows, count = matches[matches["category_id"] == k], int(counts.get(k, 0))
         right = (rows["outcome"] == "tp").to_numpy()
-        curves.append(_curve(name, right, rows["score"].to_numpy(), int(counts.get(k, 0))))
+        curves.append(_curve(name, right, rows["score"].to_numpy(), count))
     return curves
 
 
