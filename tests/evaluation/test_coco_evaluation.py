@@ -8,27 +8,13 @@ import math
 
 import numpy as np
 import pytest
-from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fcos_d2.evaluation import coco_table
+from fcos_d2.evaluation import coco_table, voc_average_precision
 from fcos_d2.evaluation.coco_evaluation import COCO_ROWS, json_category_ids
 
-
-def record(image_id, *objects):
-    """A record of objects (class, x0, y0, x1, y1, flags)."""
-    annotations = [
-        {"bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, **flags}
-        for category, *box, flags in objects
-    ]
-    return {"image_id": image_id, "annotations": annotations}
-
-
-def found(image_id, category, x0, y0, x1, y1, score):
-    """A prediction, from its corners."""
-    box = [x0, y0, x1 - x0, y1 - y0]
-    return {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+from .conftest import found, record
 
 
 def ap50(records, predictions):
@@ -39,7 +25,7 @@ def ap50(records, predictions):
 def test_perfect_predictions_are_100():
     """Sides 10, 50 and 100 are COCO's small (< 32), medium (< 96) and large."""
     boxes = [(0, 0, 10, 10), (20, 0, 70, 50), (100, 0, 200, 100)]
-    records = [record("a", *((0, *box, {}) for box in boxes)), record("b")]
+    records = [record("a", *((0, *box) for box in boxes)), record("b")]
     predictions = [found("a", 0, *box, 0.5) for box in boxes]
     table, classes = coco_table(records, predictions, ["cat"])
     assert table.pop("AR1") == pytest.approx(100 / 3)  # one detection an image, three objects
@@ -56,7 +42,7 @@ def test_a_duplicate_and_two_misses():
     AR: 2 of 4 with 10 or 100 detections an image, 1 of 4 with one.
     """
     boxes = [(20 * i, 0, 20 * i + 10, 10) for i in range(4)]
-    records = [record(7, *((0, *box, {}) for box in boxes))]
+    records = [record(7, *((0, *box) for box in boxes))]
     order = [(boxes[0], 0.9), (boxes[0], 0.8), (boxes[1], 0.7)]
     table, _ = coco_table(records, [found(7, 0, *box, score) for box, score in order], ["cat"])
     expected = 100 * (26 + 25 * 2 / 3) / 101
@@ -68,7 +54,7 @@ def test_a_duplicate_and_two_misses():
 
 def test_iou_thresholds():
     """IoU 0.72 (a box of height 7.2 in one of 10): found at 0.50, 0.55 ... 0.70, five of ten."""
-    records = [record("a", (0, 0, 0, 10, 10, {}))]
+    records = [record("a", (0, 0, 0, 10, 10))]
     table, _ = coco_table(records, [found("a", 0, 0, 0, 10, 7.2, 0.9)], ["cat"])
     assert (table["AP"], table["AP50"], table["AP75"]) == pytest.approx((50, 100, 0))
 
@@ -78,20 +64,19 @@ def test_difficult_takes_one_detection_and_a_crowd_any_number():
 
     Difficult: ignored, wrong, right, so recall 1 at precision 1/2. Crowd: ignored, ignored, right.
     Neither: right, wrong, right over two objects: points to 0.5 (51) have 1, the other 50 have
-    2/3: (51 + 50 * 2/3) / 101.
+    2/3: (51 + 50 * 2/3) / 101. A missed difficult object costs nothing.
     """
-    predictions = [
-        found("a", 0, 30, 30, 50, 50, 0.9),
-        found("a", 0, 30, 30, 50, 50, 0.8),
-        found("a", 0, 0, 0, 10, 10, 0.7),
-    ]
+    predictions = [found("a", 0, 30, 30, 50, 50, score) for score in (0.9, 0.8)]
+    predictions.append(found("a", 0, 0, 0, 10, 10, 0.7))
     for flags, expected in (
         ({"difficult": 1, "iscrowd": 0}, 50),
         ({"difficult": 0, "iscrowd": 1}, 100),
         ({"difficult": 0, "iscrowd": 0}, 100 * (51 + 50 * 2 / 3) / 101),
     ):
-        records = [record("a", (0, 0, 0, 10, 10, {}), (0, 30, 30, 50, 50, flags))]
+        records = [record("a", (0, 0, 0, 10, 10), (0, 30, 30, 50, 50, flags))]
         assert ap50(records, predictions) == pytest.approx(expected)
+        if flags["difficult"]:
+            assert ap50(records, predictions[2:]) == pytest.approx(100)
 
 
 def test_difficult_overlap_is_ordinary_iou():
@@ -101,17 +86,12 @@ def test_difficult_overlap_is_ordinary_iou():
     """
     predictions = [found("a", 0, 40, 40, 60, 60, 0.9), found("a", 0, 200, 0, 210, 10, 0.8)]
     for flags, expected in (({"difficult": 1}, 50), ({"iscrowd": 1}, 100)):
-        records = [record("a", (0, 0, 0, 100, 100, flags), (0, 200, 0, 210, 10, {}))]
+        records = [record("a", (0, 0, 0, 100, 100, flags), (0, 200, 0, 210, 10))]
         assert ap50(records, predictions) == pytest.approx(expected)
 
 
-def test_a_missed_difficult_object_costs_nothing():
-    records = [record("a", (0, 0, 0, 10, 10, {}), (0, 30, 30, 50, 50, {"difficult": 1}))]
-    assert ap50(records, [found("a", 0, 0, 0, 10, 10, 0.5)]) == pytest.approx(100)
-
-
 def test_no_predictions_are_zero_and_no_objects_are_nan():
-    records = [record("a", (0, 0, 0, 10, 10, {})), record("b")]
+    records = [record("a", (0, 0, 0, 10, 10)), record("b")]
     table, classes = coco_table(records, [], ["cat", "dog"])
     zero = {"AP", "AP50", "AP75", "APs", "AR1", "AR10", "AR100", "ARs"}
     assert {key for key, value in table.items() if value == 0} == zero
@@ -122,14 +102,19 @@ def test_no_predictions_are_zero_and_no_objects_are_nan():
     assert all(math.isnan(value) for value in empty.values())
 
 
-def test_unknown_images_classes_and_nan_are_refused():
-    records = [record("a", (0, 0, 0, 10, 10, {}))]
-    with pytest.raises(ValueError, match="image 'z'"):
-        coco_table(records, [found("z", 0, 0, 0, 1, 1, 0.5)], ["cat"])
-    with pytest.raises(ValueError, match="class id 1.*1 classes"):
-        coco_table(records, [found("a", 1, 0, 0, 1, 1, 0.5)], ["cat"])
-    with pytest.raises(ValueError, match="not finite"):
-        coco_table(records, [found("a", 0, 0, 0, 1, 1, float("nan"))], ["cat"])
+@pytest.mark.parametrize("measure", [coco_table, voc_average_precision])
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        (("z", 0, 0, 0, 1, 1, 0.5), "image 'z'"),
+        (("a", 1, 0, 0, 1, 1, 0.5), "class id 1.*1 classes"),
+        (("a", -1, 0, 0, 1, 1, 0.5), "class id -1.*1 classes"),
+        (("a", 0, 0, 0, 1, 1, math.nan), "not finite"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(measure, prediction, message):
+    with pytest.raises(ValueError, match=message):
+        measure([record("a", (0, 0, 0, 10, 10))], [found(*prediction)], ["cat"])
 
 
 def random_dataset(seed, category_ids):
@@ -141,17 +126,10 @@ def random_dataset(seed, category_ids):
         for _ in range(rng.integers(0, 6)):
             box = rng.uniform([0, 0, 8, 8], [80, 80, 150, 150]).tolist()
             category, crowd = int(rng.integers(len(category_ids))), int(rng.random() < 0.1)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category_ids[category],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": crowd,
-                }
-            )
             x, y, w, h = box
+            item = {"id": len(annotations) + 1, "bbox": box, "area": w * h, "iscrowd": crowd}
+            ids = {"image_id": image_id, "category_id": category_ids[category]}
+            annotations.append({**item, **ids})
             objects.append((category, x, y, x + w, y + h, {"iscrowd": crowd}))
             for _ in range(rng.integers(0, 4)):
                 corners = (np.array([x, y, x + w, y + h]) + rng.normal(0, 5, 4)).tolist()
@@ -174,10 +152,8 @@ def test_equals_plain_cocoeval_on_random_data(tmp_path, seed):
     json_file.write_text(json.dumps(dataset))
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(json_file))
-        results = copy.deepcopy(predictions)
-        for result in results:
-            result["category_id"] = category_ids[result["category_id"]]
-        plain = COCOeval(truth, truth.loadRes(results), "bbox")
+        results = [{**x, "category_id": category_ids[x["category_id"]]} for x in predictions]
+        plain = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "bbox")
         plain.evaluate()
         plain.accumulate()
         plain.summarize()
@@ -200,17 +176,12 @@ def test_json_areas_are_used_and_missing_fields_filled_in(tmp_path):
     The json's annotation id is 0, which plain COCOeval takes for "not matched".
     """
     item = {"id": 0, "image_id": 5, "category_id": 1, "bbox": [0, 0, 40, 40]}
-    records = [record(5, (0, 0, 0, 40, 40, {}))]
-    predictions = [found(5, 0, 0, 0, 40, 40, 0.9)]
+    dataset = {"images": [{"id": 5}, {"id": 6}], "categories": [{"id": 1, "name": "cat"}]}
+    data = [record(5, (0, 0, 0, 40, 40))], [found(5, 0, 0, 0, 40, 40, 0.9)], ["cat"]
     json_file = tmp_path / "instances.json"
     for extra, key in (({}, "APm"), ({"area": 400.0}, "APs")):
-        dataset = {
-            "images": [{"id": 5}, {"id": 6}],
-            "categories": [{"id": 1, "name": "cat"}],
-            "annotations": [{**item, **extra}],
-        }
-        json_file.write_text(json.dumps(dataset))
-        table, _ = coco_table(records, predictions, ["cat"], str(json_file))
+        json_file.write_text(json.dumps({**dataset, "annotations": [{**item, **extra}]}))
+        table, _ = coco_table(*data, str(json_file))
         assert table["AP"] == pytest.approx(100) and table[key] == pytest.approx(100)
 
 

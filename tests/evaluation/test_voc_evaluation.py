@@ -3,30 +3,10 @@
 import numpy as np
 import pytest
 from detectron2.evaluation.pascal_voc_evaluation import voc_eval
-from detectron2.structures import BoxMode
 
 from fcos_d2.evaluation import voc_average_precision
 
-
-def record(image_id, *objects):
-    """A record of objects (class, x0, y0, x1, y1, difficult)."""
-    annotations = [
-        {
-            "bbox": list(box),
-            "bbox_mode": BoxMode.XYXY_ABS,
-            "category_id": category,
-            "iscrowd": 0,
-            "difficult": difficult,
-        }
-        for category, *box, difficult in objects
-    ]
-    return {"image_id": image_id, "annotations": annotations}
-
-
-def found(image_id, category, x0, y0, x1, y1, score):
-    """A prediction, from its corners."""
-    box = [x0, y0, x1 - x0, y1 - y0]
-    return {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+from .conftest import found, record
 
 
 def numbers(records, predictions, names=("cat",)):
@@ -36,7 +16,7 @@ def numbers(records, predictions, names=("cat",)):
 
 
 def test_perfect_predictions_are_100():
-    records = [record("a", (0, 0, 0, 10, 10, 0), (1, 20, 20, 50, 40, 0)), record("b")]
+    records = [record("a", (0, 0, 0, 10, 10), (1, 20, 20, 50, 40)), record("b")]
     predictions = [found("a", 0, 0, 0, 10, 10, 0.4), found("a", 1, 20, 20, 50, 40, 0.9)]
     assert numbers(records, predictions, ("cat", "dog")) == (100.0, 100.0)
 
@@ -49,12 +29,9 @@ def test_a_duplicate_and_two_misses():
     11 points: 0, 0.1, 0.2 have 1; 0.3, 0.4, 0.5 have 2/3; the rest 0: (3 + 2) / 11 = 5/11.
     """
     boxes = [(20 * i, 0, 20 * i + 10, 10) for i in range(4)]
-    records = [record(7, *((0, *box, 0) for box in boxes))]
-    predictions = [
-        found(7, 0, *boxes[0], 0.9),
-        found(7, 0, *boxes[0], 0.8),
-        found(7, 0, *boxes[1], 0.7),
-    ]
+    records = [record(7, *((0, *box) for box in boxes))]
+    order = [(boxes[0], 0.9), (boxes[0], 0.8), (boxes[1], 0.7)]
+    predictions = [found(7, 0, *box, score) for box, score in order]
     assert numbers(records, predictions) == pytest.approx((500 / 11, 500 / 12), abs=1e-12)
 
 
@@ -71,13 +48,13 @@ def test_difficult_objects_are_neither_right_nor_wrong():
         found("a", 0, 30, 30, 50, 50, 0.7),
     ]
     for difficult, area in ((1, 100.0), (0, 500 / 6)):
-        records = [record("a", (0, 0, 0, 10, 10, difficult), (0, 30, 30, 50, 50, 0))]
+        flags = {"difficult": difficult}
+        records = [record("a", (0, 0, 0, 10, 10, flags), (0, 30, 30, 50, 50))]
         assert numbers(records, predictions)[1] == pytest.approx(area)
 
 
 def test_a_crowd_is_ignored_too():
-    records = [record("a", (0, 0, 0, 10, 10, 0), (0, 30, 30, 50, 50, 0))]
-    records[0]["annotations"][1]["iscrowd"] = 1
+    records = [record("a", (0, 0, 0, 10, 10), (0, 30, 30, 50, 50, {"iscrowd": 1}))]
     predictions = [found("a", 0, 30, 30, 50, 50, 0.9), found("a", 0, 0, 0, 10, 10, 0.8)]
     assert numbers(records, predictions) == (100.0, 100.0)
 
@@ -89,7 +66,7 @@ def test_a_detection_goes_to_its_best_object_even_if_that_is_taken():
     object; the devkit counts it as a duplicate, COCO would give it the second object.
     Area AP: recall 1/2 at precision 1, so 1/2.
     """
-    records = [record("a", (0, 0, 0, 10, 10, 0), (0, 4, 0, 14, 10, 0))]
+    records = [record("a", (0, 0, 0, 10, 10), (0, 4, 0, 14, 10))]
     predictions = [found("a", 0, 0, 0, 10, 10, 0.9), found("a", 0, 1.5, 0, 11.5, 10, 0.8)]
     assert numbers(records, predictions)[1] == 50.0
 
@@ -97,15 +74,14 @@ def test_a_detection_goes_to_its_best_object_even_if_that_is_taken():
 @pytest.mark.parametrize(("width", "expected"), [(5.0, 100.0), (4.99, 0.0)])
 def test_an_iou_of_one_half_is_enough(width, expected):
     """A box of width w inside one of width 10: IoU w / 10."""
-    records = [record("a", (0, 0, 0, 10, 10, 0))]
+    records = [record("a", (0, 0, 0, 10, 10))]
     assert numbers(records, [found("a", 0, 0, 0, width, 10, 0.9)])[1] == expected
 
 
 def test_no_predictions_are_zero_and_no_objects_are_nan():
-    records = [record("a", (0, 0, 0, 10, 10, 0)), record("b", (1, 0, 0, 5, 5, 1))]
+    records = [record("a", (0, 0, 0, 10, 10)), record("b", (1, 0, 0, 5, 5, {"difficult": 1}))]
     table, classes = voc_average_precision(records, [], ("cat", "dog", "cow"))
-    assert table == {"AP50_11point": 0.0, "AP50_area": 0.0}
-    assert classes[0] == {"AP50_11point": 0.0, "AP50_area": 0.0}
+    assert table == classes[0] == {"AP50_11point": 0.0, "AP50_area": 0.0}
     assert all(np.isnan(value) for row in classes[1:] for value in row.values())
     empty, _ = voc_average_precision([record("a")], [], ("cat",))
     assert all(np.isnan(value) for value in empty.values())
@@ -113,18 +89,9 @@ def test_no_predictions_are_zero_and_no_objects_are_nan():
 
 def test_predictions_on_an_image_without_objects_are_wrong():
     """Wrong at 0.9, right at 0.8: recall 1 at precision 1/2."""
-    records = [record("a"), record("b", (0, 0, 0, 10, 10, 0))]
+    records = [record("a"), record("b", (0, 0, 0, 10, 10))]
     predictions = [found("a", 0, 0, 0, 10, 10, 0.9), found("b", 0, 0, 0, 10, 10, 0.8)]
     assert numbers(records, predictions) == pytest.approx((50.0, 50.0))
-
-
-def test_unknown_images_and_classes_are_refused():
-    records = [record("a", (0, 0, 0, 10, 10, 0))]
-    with pytest.raises(ValueError, match="image 'z'"):
-        voc_average_precision(records, [found("z", 0, 0, 0, 1, 1, 0.5)], ("cat",))
-    for category in (1, -1):
-        with pytest.raises(ValueError, match=f"class id {category}.*1 classes"):
-            voc_average_precision(records, [found("a", category, 0, 0, 1, 1, 0.5)], ("cat",))
 
 
 def write_voc(folder, records, predictions, names):
@@ -161,7 +128,8 @@ def test_equals_detectron2_on_random_data(tmp_path, seed):
         for _ in range(rng.integers(0, 5)):
             x, y, w, h = (int(value) for value in rng.integers([0, 0, 10, 10], [60, 60, 60, 60]))
             category = int(rng.integers(3))
-            objects.append((category, x, y, x + w, y + h, int(rng.random() < 0.25)))
+            difficult = {"difficult": int(rng.random() < 0.25)}
+            objects.append((category, x, y, x + w, y + h, difficult))
             for _ in range(rng.integers(0, 4)):
                 box = np.array([x, y, x + w, y + h]) + rng.normal(0, 3, 4)
                 predictions.append(found(f"{i:06d}", category, *box.tolist(), float(rng.random())))
@@ -172,16 +140,12 @@ def test_equals_detectron2_on_random_data(tmp_path, seed):
     for k in range(3):
         objects = [item for entry in records for item in entry["annotations"]]
         if sum(item["category_id"] == k and not item["difficult"] for item in objects) % 10 == 0:
-            records.append(record(f"{40 + k:06d}", (k, 0, 0, 30, 20, 0)))
+            records.append(record(f"{40 + k:06d}", (k, 0, 0, 30, 20, {"difficult": 0})))
     write_voc(tmp_path, records, predictions, names)
     table, classes = voc_average_precision(records, predictions, names)
-    expected = {"AP50_11point": [], "AP50_area": []}
-    for row, name in zip(classes, names, strict=True):
-        for key, is_2007 in (("AP50_11point", True), ("AP50_area", False)):
-            files = [f"{tmp_path}/det_{{}}.txt", f"{tmp_path}/{{}}.xml", f"{tmp_path}/set.txt"]
-            _, _, ap = voc_eval(*files, name, 0.5, is_2007)
-            assert row[key] == pytest.approx(100 * ap, abs=1e-9)
-            expected[key].append(100 * ap)
-    for key, values in expected.items():
+    files = [f"{tmp_path}/det_{{}}.txt", f"{tmp_path}/{{}}.xml", f"{tmp_path}/set.txt"]
+    for key, is_2007 in (("AP50_11point", True), ("AP50_area", False)):
+        expected = [100 * voc_eval(*files, name, 0.5, is_2007)[2] for name in names]
+        assert [row[key] for row in classes] == pytest.approx(expected, abs=1e-9)
         assert 5 < table[key] < 95
-        assert table[key] == pytest.approx(np.mean(values), abs=1e-9)
+        assert table[key] == pytest.approx(np.mean(expected), abs=1e-9)

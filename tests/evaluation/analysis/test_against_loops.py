@@ -5,7 +5,6 @@ import warnings
 
 import numpy as np
 import pytest
-from detectron2.structures import BoxMode
 
 from fcos_d2.evaluation import coco_table
 from fcos_d2.evaluation.analysis import (
@@ -19,6 +18,8 @@ from fcos_d2.evaluation.analysis import (
     rank_images,
 )
 
+from ..conftest import make_record, predict
+
 CLASSES = ["cat", "dog", "fox"]
 
 
@@ -30,19 +31,12 @@ def make_data(seed, ties=False):
     rng = np.random.default_rng(seed)
     records, predictions = [], []
     for number in range(25):
-        annotations = []
+        objects = []
         for _ in range(rng.integers(0, 7)):
             box = np.array([*rng.uniform(-20, 150, 2), *rng.uniform(10, 120, 2)])
             category, flag = int(rng.integers(3)), rng.random()
-            annotations.append(
-                {
-                    "bbox": box.tolist(),
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": category,
-                    "difficult": int(flag < 0.15),
-                    "iscrowd": int(0.15 <= flag < 0.25),
-                }
-            )
+            flags = {"difficult": int(flag < 0.15), "iscrowd": int(0.15 <= flag < 0.25)}
+            objects.append((category, box.tolist(), flags))
             for _ in range(rng.integers(0, 5)):
                 moved = box + rng.normal(0, 10, 4) * [1, 1, 0.5, 0.5]
                 moved[2:] = moved[2:].clip(3)
@@ -50,13 +44,11 @@ def make_data(seed, ties=False):
                 predictions.append((f"{number}", other, moved.tolist()))
         box = [*rng.uniform(0, 150, 2).tolist(), *rng.uniform(5, 60, 2).tolist()]
         predictions.append((f"{number}", int(rng.integers(3)), box))
-        image = {"image_id": f"{number}", "height": 200, "width": 200}
-        records.append({**image, "annotations": annotations})
+        records.append(make_record(f"{number}", *objects))
     scores = rng.permutation(len(predictions)) / len(predictions)
     scores = scores.round(2) if ties else scores
-    keys = ("image_id", "category_id", "bbox", "score")
     rows = zip(predictions, scores.tolist(), strict=True)
-    return records, [dict(zip(keys, (*row, score), strict=True)) for row, score in rows]
+    return records, [predict(*row, score) for row, score in rows]
 
 
 def is_real(item):
@@ -75,11 +67,8 @@ def objects_of(records, image_id):
     return next(x["annotations"] for x in records if x["image_id"] == image_id)
 
 
-def plain_match(records, predictions, threshold=0.5, details=False):
-    """{prediction's number: (object's index or -1, outcome)}, best score first.
-
-    With ``details`` the values are (index, IoU, outcome).
-    """
+def plain_match(records, predictions, threshold=0.5):
+    """{prediction's number: (object's index or -1, IoU, outcome)}, best score first."""
     order = {record["image_id"]: i for i, record in enumerate(records)}
 
     def rank(n):
@@ -99,14 +88,14 @@ def plain_match(records, predictions, threshold=0.5, details=False):
                 best = (is_real(item), iou)
                 choice = (i, iou, "tp" if is_real(item) else "ignored")
         taken.add((found["image_id"], choice[0]))
-        result[n] = choice if details else (choice[0], choice[2])
+        result[n] = choice
     return result
 
 
 def plain_errors(records, predictions):
     """{number of a wrong prediction: (error, index of the object that it is about or None)}."""
     errors = {}
-    for n, (_, outcome) in plain_match(records, predictions).items():
+    for n, (*_, outcome) in plain_match(records, predictions).items():
         if outcome != "fp":
             continue
         found = predictions[n]
@@ -133,7 +122,7 @@ def plain_errors(records, predictions):
 def plain_missed(records, predictions):
     """(image, index) of the objects that nothing takes, and nothing to be corrected points at."""
     matches, errors = plain_match(records, predictions), plain_errors(records, predictions)
-    reached = {(predictions[n]["image_id"], i) for n, (i, _) in matches.items()}
+    reached = {(predictions[n]["image_id"], i) for n, (i, *_) in matches.items()}
     for n, (error, i) in errors.items():
         if error in ("classification", "localisation"):
             reached.add((predictions[n]["image_id"], i))
@@ -144,8 +133,8 @@ def plain_missed(records, predictions):
 def fixed(records, predictions, kind):
     """The data with one kind of error fixed in it, to be measured by pycocotools."""
     matches, errors = plain_match(records, predictions), plain_errors(records, predictions)
-    out = {n for n, (_, outcome) in matches.items() if outcome == "fp"}
-    found = {(predictions[n]["image_id"], i) for n, (i, _) in matches.items()}
+    out = {n for n, (*_, outcome) in matches.items() if outcome == "fp"}
+    found = {(predictions[n]["image_id"], i) for n, (i, *_) in matches.items()}
     if kind == "missed":
         return without(records, plain_missed(records, predictions)), predictions
     if kind == "false negatives":
@@ -161,70 +150,59 @@ def fixed(records, predictions, kind):
             if key not in found:
                 # The object's class and box: one of them is right already, or right enough.
                 truth = objects_of(records, key[0])[key[1]]
-                new = {"category_id": truth["category_id"], "bbox": truth["bbox"]}
-                kept[n] = {**predictions[n], **new}
+                kept[n] = predict(
+                    key[0], truth["category_id"], truth["bbox"], predictions[n]["score"]
+                )
                 found.add(key)
     return records, list(kept.values())
 
 
 def without(records, keys):
     """The records without the objects (image, index)."""
-    return [
-        {
-            **x,
-            "annotations": [
-                y for i, y in enumerate(x["annotations"]) if (x["image_id"], i) not in keys
-            ],
-        }
+    kept = [
+        [y for i, y in enumerate(x["annotations"]) if (x["image_id"], i) not in keys]
         for x in records
     ]
+    return [{**x, "annotations": items} for x, items in zip(records, kept, strict=True)]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.75])
 def test_matching(threshold):
     records, predictions = make_data(6, ties=True)
-    expected = plain_match(records, predictions, threshold, details=True)
+    expected = plain_match(records, predictions, threshold)
     table = match_detections(records, predictions, CLASSES, iou_thresh=threshold)
     assert table["score"].tolist() == [predictions[n]["score"] for n in expected]
-    assert table["truth"].tolist() == [index for index, _, _ in expected.values()]
-    assert table["outcome"].tolist() == [outcome for _, _, outcome in expected.values()]
-    np.testing.assert_allclose(table["iou"], [iou for _, iou, _ in expected.values()], atol=1e-12)
+    truth, iou, outcome = map(list, zip(*expected.values(), strict=True))
+    assert table["truth"].tolist() == truth and table["outcome"].tolist() == outcome
+    np.testing.assert_allclose(table["iou"], iou, atol=1e-12)
     assert set(table["outcome"]) == {"tp", "fp", "ignored"}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_wrong_detection_has_one_error(seed):
+def test_errors_by_class_and_size(seed):
+    """Bounds 32^2 and 96^2 of the object's area, or of the detection's for "background"."""
     records, predictions = make_data(seed)
-    expected = np.zeros((3, 6), dtype=int)
-    for n, (error, _) in plain_errors(records, predictions).items():
-        expected[predictions[n]["category_id"], ERROR_TYPES.index(error)] += 1
-    for image_id, i in plain_missed(records, predictions):
-        expected[objects_of(records, image_id)[i]["category_id"], 5] += 1
-    assert (expected.sum(axis=0) > 0).all()
-    counts = error_breakdown(records, predictions, CLASSES).counts
-    assert counts.columns.tolist() == list(ERROR_TYPES) and counts.index.tolist() == CLASSES
-    np.testing.assert_array_equal(counts, expected)
+    by_class, by_size = np.zeros((2, 3, 6), dtype=int)
 
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_errors_by_size(seed):
-    """Bounds 32^2 and 96^2 of the object's area, of the detection's for what is background."""
-    records, predictions = make_data(seed)
-    expected = np.zeros((3, 6), dtype=int)
-
-    def add(box, error):
-        area = box[2] * box[3]
-        expected[(area >= 32**2) + (area >= 96**2), ERROR_TYPES.index(error)] += 1
+    def add(category, box, error):
+        column, area = ERROR_TYPES.index(error), box[2] * box[3]
+        by_class[category, column] += 1
+        by_size[int(area >= 32**2) + int(area >= 96**2), column] += 1
 
     for n, (error, i) in plain_errors(records, predictions).items():
         found = predictions[n]
-        truth = None if i is None else objects_of(records, found["image_id"])[i]["bbox"]
-        add(found["bbox"] if error == "background" else truth, error)
+        about = found if i is None else objects_of(records, found["image_id"])[i]
+        add(found["category_id"], about["bbox"], error)
     for image_id, i in plain_missed(records, predictions):
-        add(objects_of(records, image_id)[i]["bbox"], "missed")
-    by_size = error_breakdown(records, predictions, CLASSES).by_size
-    assert by_size.index.tolist() == ["small", "medium", "large"]
-    np.testing.assert_array_equal(by_size, expected)
+        item = objects_of(records, image_id)[i]
+        add(item["category_id"], item["bbox"], "missed")
+    assert (by_class.sum(axis=0) > 0).all()
+    result = error_breakdown(records, predictions, CLASSES)
+    assert result.counts.columns.tolist() == list(ERROR_TYPES)
+    assert result.counts.index.tolist() == CLASSES
+    assert result.by_size.index.tolist() == ["small", "medium", "large"]
+    np.testing.assert_array_equal(result.counts, by_class)
+    np.testing.assert_array_equal(result.by_size, by_size)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -275,7 +253,7 @@ def test_confusion_against_loops(seed, threshold):
 def test_calibration_against_loops():
     records, predictions = make_data(3)
     outcomes = plain_match(records, predictions)
-    kept = [(predictions[n]["score"], x == "tp") for n, (_, x) in outcomes.items() if x[0] != "i"]
+    kept = [(predictions[n]["score"], x == "tp") for n, (*_, x) in outcomes.items() if x[0] != "i"]
     table, ece = calibration(records, predictions, CLASSES, bins=4)
     gap = 0.0
     for k, row in enumerate(table.itertuples()):
@@ -293,7 +271,7 @@ def test_ranking_against_loops():
     for place, record in enumerate(records):
         image, real = record["image_id"], sum(map(is_real, record["annotations"]))
         chosen = [x for x in predictions if x["image_id"] == image and x["score"] >= 0.3]
-        outcomes = [x for _, x in plain_match([record], chosen).values()]
+        outcomes = [x for *_, x in plain_match([record], chosen).values()]
         tp, fp = outcomes.count("tp"), outcomes.count("fp")
         wrong = fp + real - tp
         f1 = 2 * tp / (2 * tp + wrong) if tp + wrong else 1.0
@@ -311,7 +289,7 @@ def test_best_threshold_against_loops():
         tried = []
         for threshold in {x["score"] for x in predictions if x["category_id"] == k}:
             rows = [x for x in predictions if x["category_id"] == k and x["score"] >= threshold]
-            outcomes = [x for _, x in plain_match(records, rows).values()]
+            outcomes = [x for *_, x in plain_match(records, rows).values()]
             tp, fp = outcomes.count("tp"), outcomes.count("fp")
             tried.append((2 * tp / (tp + fp + real), threshold))
         assert (curve.best_f1, curve.best_threshold) == pytest.approx(max(tried))
@@ -334,12 +312,7 @@ def test_curves_against_pycocotools():
 
 def one_image(objects, found):
     """The record of objects (class, box) and predictions (class, box, score) on it."""
-    annotations = [
-        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": k} for k, box in objects
-    ]
-    keys = ("image_id", "category_id", "bbox", "score")
-    predictions = [dict(zip(keys, ("a", *row), strict=True)) for row in found]
-    return [{"image_id": "a", "annotations": annotations}], predictions
+    return [make_record("a", *objects)], [predict("a", *row) for row in found]
 
 
 @pytest.mark.parametrize(("height", "expected"), [(30, "localisation"), (90, "classification")])
@@ -393,12 +366,10 @@ def test_a_threshold_other_than_one_half():
 @pytest.mark.parametrize("found", [False, True])
 def test_little_data_gives_tables_without_warnings(images, found):
     """Tables keep their columns and types where there is nothing to put in them."""
-    item = {"bbox": [0, 0, 50, 50], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
-    item["difficult"] = int(images == "ignored")
-    annotations = [] if images == "no objects" else [item]
-    records = [] if images == "none" else [{"image_id": 7, "annotations": annotations}]
-    prediction = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 50, 50], "score": 0.5}
-    data = records, [prediction] if found and records else [], CLASSES
+    box, flags = [0, 0, 50, 50], {"difficult": int(images == "ignored")}
+    objects = [] if images == "no objects" else [(1, box, flags)]
+    records = [] if images == "none" else [make_record(7, *objects)]
+    data = records, [predict(7, 1, box, 0.5)] if found and records else [], CLASSES
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         matches, objects = match_detections(*data), ground_truth(records, CLASSES)
@@ -408,13 +379,23 @@ def test_little_data_gives_tables_without_warnings(images, found):
     for key in ("x", "y", "w", "h", "area", "score", "iou"):
         assert matches[key].dtype == np.float64, key
     assert matches["truth"].dtype.kind == matches["category_id"].dtype.kind == "i"
+    outcome = {"ignored": "ignored", "objects": "tp"}.get(images, "fp")
+    assert matches["outcome"].tolist() == [outcome] * len(data[1])
+    assert "image_id" in matches
     assert objects["ignored"].dtype == bool and objects["area"].dtype == np.float64
-    assert len(curves) == 3 and math.isnan(curves[0].best_f1)
+    assert [x.num_ground_truth for x in curves] == [0, int(images == "objects"), 0]
+    assert math.isnan(curves[0].best_f1)
+    assert images != "objects" or curves[1].best_f1 == float(found)
     assert matrix.shape == (4, 4) and matrix.dtype.kind == "i"
+    assert matrix.sum() == int(images == "objects" or (found and images == "no objects"))
     assert errors.counts.shape == errors.by_size.shape == (3, 6) and errors.dap.shape == (8, 1)
     assert errors.counts.to_numpy().dtype.kind == errors.by_size.to_numpy().dtype.kind == "i"
-    assert math.isnan(errors.AP50) == (images != "objects")
+    assert math.isnan(errors.AP50) if images != "objects" else errors.AP50 == 100 * found
+    missed, wrong = images == "objects" and not found, images == "no objects" and found
+    assert errors.counts.loc["dog"].tolist() == [0, 0, 0, 0, int(wrong), int(missed)]
+    assert errors.counts.to_numpy().sum() == missed + wrong
     assert ranking.columns.tolist() == ["image_id", "tp", "fp", "fn", "f1"]
+    assert ranking["f1"].tolist() == [float(not missed and not wrong)] * len(records)
     assert len(table) == 10
     # Without a detection that counts there is nothing to be calibrated.
     assert math.isnan(ece) == (not found or images in ("none", "ignored"))

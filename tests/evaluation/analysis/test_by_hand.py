@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from detectron2.structures import BoxMode
 
 from fcos_d2.evaluation.analysis import (
     ERROR_TYPES,
@@ -15,32 +14,15 @@ from fcos_d2.evaluation.analysis import (
     rank_images,
 )
 
+from ..conftest import make_record, predict
+
 CLASSES = ["cat", "dog", "fox"]
-
-
-def make_record(image_id, objects):
-    """Objects are (class, [x, y, w, h]) or (class, box, flags)."""
-    annotations = [
-        {
-            "bbox": box,
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": category,
-            "iscrowd": 0,
-            **(flags[0] if flags else {}),
-        }
-        for category, box, *flags in objects
-    ]
-    return {"image_id": image_id, "height": 200, "width": 200, "annotations": annotations}
-
-
-def make_prediction(image_id, category, box, score):
-    return {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
 
 
 def test_an_ignored_object_takes_only_what_no_other_does():
     """IoU: 0.8 with the difficult one (8 of 10 rows), 0.6 with the real one (6 of 10): the real."""
-    record = make_record("a", [(0, [0, 0, 10, 8], {"difficult": 1}), (0, [0, 0, 10, 6])])
-    found = [make_prediction("a", 0, [0, 0, 10, 10], score) for score in (0.9, 0.8, 0.7)]
+    record = make_record("a", (0, [0, 0, 10, 8], {"difficult": 1}), (0, [0, 0, 10, 6]))
+    found = [predict("a", 0, [0, 0, 10, 10], score) for score in (0.9, 0.8, 0.7)]
     table = match_detections([record], found, CLASSES)
     assert table["outcome"].tolist() == ["tp", "ignored", "fp"]
     assert table["truth"].tolist() == [1, 0, -1]
@@ -48,14 +30,14 @@ def test_an_ignored_object_takes_only_what_no_other_does():
 
 
 def test_a_crowd_takes_any_number():
-    record = make_record("a", [(0, [0, 0, 100, 100], {"iscrowd": 1})])
-    found = [make_prediction("a", 0, [10 * i, 0, 5, 5], 0.5) for i in range(3)]
+    record = make_record("a", (0, [0, 0, 100, 100], {"iscrowd": 1}))
+    found = [predict("a", 0, [10 * i, 0, 5, 5], 0.5) for i in range(3)]
     assert match_detections([record], found, CLASSES)["outcome"].tolist() == ["ignored"] * 3
 
 
 def test_only_the_best_100_of_an_image_and_class_count():
-    found = [make_prediction("a", k, [i, 0, 5, 5], 0.9) for k in (0, 1) for i in range(101)]
-    table = match_detections([make_record("a", [])], found, CLASSES)
+    found = [predict("a", k, [i, 0, 5, 5], 0.9) for k in (0, 1) for i in range(101)]
+    table = match_detections([make_record("a")], found, CLASSES)
     assert table["outcome"].value_counts().to_dict() == {"fp": 200, "ignored": 2}
 
 
@@ -63,28 +45,19 @@ def test_objects():
     """Areas: 32^2 = 1024 is medium, just less small; 96^2 = 9216 large."""
     boxes = [[0, 0, 32, 31.9], [0, 0, 32, 32], [0, 0, 96, 96]]
     objects = [(0, boxes[0]), (1, boxes[1], {"difficult": 1}), (2, boxes[2], {"iscrowd": 1})]
-    table = ground_truth([make_record("a", []), make_record("b", objects)], CLASSES)
+    table = ground_truth([make_record("a"), make_record("b", *objects)], CLASSES)
     assert table["size"].tolist() == ["small", "medium", "large"]
     assert table["ignored"].tolist() == [False, True, True]
     assert table["area"].tolist() == pytest.approx([1020.8, 1024, 9216])
     assert table["index"].tolist() == [0, 1, 2] and set(table["image_id"]) == {"b"}
 
 
-def test_nothing_to_match():
-    for records in ([], [make_record("a", [])], [make_record("a", [(0, [0, 0, 5, 5])])]):
-        table = match_detections(records, [], CLASSES)
-        assert len(table) == 0
-        assert {"image_id", "score", "truth", "iou", "outcome"} <= set(table.columns)
-    found = [make_prediction("a", 0, [0, 0, 5, 5], 0.5)]
-    assert match_detections([make_record("a", [])], found, CLASSES)["outcome"].tolist() == ["fp"]
-
-
 def test_what_does_not_fit_together():
-    found = [make_prediction("b", 0, [0, 0, 5, 5], 0.5)]
+    found = [predict("b", 0, [0, 0, 5, 5], 0.5)]
     with pytest.raises(ValueError, match="image 'b', which is not among"):
-        match_detections([make_record("a", [])], found, CLASSES)
+        match_detections([make_record("a")], found, CLASSES)
     with pytest.raises(ValueError, match="object 1 of image 'a' has class id 7"):
-        ground_truth([make_record("a", [(7, [0, 0, 5, 5])])], CLASSES)
+        ground_truth([make_record("a", (7, [0, 0, 5, 5]))], CLASSES)
 
 
 BOX, OTHER = [0, 0, 50, 50], [100, 100, 50, 50]
@@ -92,9 +65,9 @@ BOX, OTHER = [0, 0, 50, 50], [100, 100, 50, 50]
 
 def test_a_curve_by_hand():
     """Right, wrong, right of 2 cats: F1 is 2 / 3, 1 / 2 and 2 * 2 / (3 + 2) = 0.8, at score 0.7."""
-    record = make_record("a", [(0, BOX), (0, OTHER)])
+    record = make_record("a", (0, BOX), (0, OTHER))
     found = [(BOX, 0.9), ([0, 100, 9, 9], 0.8), (OTHER, 0.7)]
-    curves = precision_recall([record], [make_prediction("a", 0, *x) for x in found], CLASSES)
+    curves = precision_recall([record], [predict("a", 0, *x) for x in found], CLASSES)
     cat, dog, _ = curves
     assert cat.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
     assert cat.recall.tolist() == [0.5, 0.5, 1]
@@ -106,8 +79,8 @@ def test_a_curve_by_hand():
 
 def test_a_threshold_keeps_equal_scores_together():
     """Right 0.9, wrong 0.9: no threshold keeps the first alone; F1 is 2 / (2 + 1) = 2 / 3."""
-    found = [make_prediction("a", 0, box, 0.9) for box in (BOX, OTHER)]
-    cat = precision_recall([make_record("a", [(0, BOX)])], found, CLASSES)[0]
+    found = [predict("a", 0, box, 0.9) for box in (BOX, OTHER)]
+    cat = precision_recall([make_record("a", (0, BOX))], found, CLASSES)[0]
     assert (cat.best_f1, cat.best_threshold) == (pytest.approx(2 / 3), 0.9)
     assert (cat.best_precision, cat.best_recall) == (0.5, 1)
 
@@ -115,15 +88,11 @@ def test_a_threshold_keeps_equal_scores_together():
 def test_confusion_by_hand():
     """A cat found as dog; a dog as itself, though a fox fits as well; a fox missed; background."""
     objects = [(0, BOX), (1, OTHER), (2, [100, 100, 50, 49]), (2, [0, 150, 9, 9], {"difficult": 1})]
-    found = [
-        (1, BOX, 0.9),
-        (1, [100, 100, 50, 49], 0.8),
-        (0, [150, 0, 20, 20], 0.7),
-        (0, [0, 150, 9, 9], 0.6),  # on the difficult one: not counted
-        (2, OTHER, 0.1),  # below the threshold
-    ]
-    record = make_record("a", objects)
-    predictions = [make_prediction("a", *x) for x in found]
+    found = [(1, BOX, 0.9), (1, [100, 100, 50, 49], 0.8), (0, [150, 0, 20, 20], 0.7)]
+    # On the difficult one: not counted; below the threshold.
+    found += [(0, [0, 150, 9, 9], 0.6), (2, OTHER, 0.1)]
+    record = make_record("a", *objects)
+    predictions = [predict("a", *x) for x in found]
     matrix = confusion_matrix([record], predictions, CLASSES, score_thresh=0.5)
     assert matrix.tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
 
@@ -133,9 +102,9 @@ def test_calibration_by_hand():
 
     ECE = (2 * 0.2 + 1 * 0.1) / 3.
     """
-    record = make_record("a", [(0, BOX), (0, OTHER)])
+    record = make_record("a", (0, BOX), (0, OTHER))
     found = [(BOX, 0.9), ([0, 100, 9, 9], 0.2), (OTHER, 0.4)]
-    predictions = [make_prediction("a", 0, *x) for x in found]
+    predictions = [predict("a", 0, *x) for x in found]
     table, ece = calibration([record], predictions, CLASSES, bins=2)
     assert table["count"].tolist() == [2, 1]
     assert table["mean_score"].tolist() == pytest.approx([0.3, 0.9])
@@ -144,7 +113,7 @@ def test_calibration_by_hand():
 
 
 def test_calibration_refuses_scores_that_are_no_share():
-    records, found = [make_record("a", [])], [make_prediction("a", 0, BOX, s) for s in (0.0, 1.5)]
+    records, found = [make_record("a")], [predict("a", 0, BOX, s) for s in (0.0, 1.5)]
     with pytest.raises(ValueError, match="scores range from 0.0 to 1.5"):
         calibration(records, found, CLASSES)
     with pytest.raises(ValueError, match="bins is 0"):
@@ -154,34 +123,19 @@ def test_calibration_refuses_scores_that_are_no_share():
 def test_images_worst_first():
     """c finds nothing of one; b one of two, F1 2 / 3; a has nothing to find; d is right."""
     records = [
-        make_record("a", []),
-        make_record("b", [(0, BOX), (0, OTHER)]),
-        make_record("c", [(0, BOX)]),
-        make_record("d", [(0, BOX), (1, OTHER, {"difficult": 1})]),
+        make_record("a"),
+        make_record("b", (0, BOX), (0, OTHER)),
+        make_record("c", (0, BOX)),
+        make_record("d", (0, BOX), (1, OTHER, {"difficult": 1})),
     ]
     found = [("b", 0, BOX, 0.9), ("c", 0, OTHER, 0.9), ("d", 0, BOX, 0.6), ("d", 1, OTHER, 0.6)]
     found.append(("d", 2, OTHER, 0.1))  # below the threshold
-    predictions = [make_prediction(*x) for x in found]
+    predictions = [predict(*x) for x in found]
     table = rank_images(records, predictions, CLASSES, score_thresh=0.5)
     assert table["image_id"].tolist() == ["c", "b", "a", "d"]
     assert table["f1"].tolist() == pytest.approx([0, 2 / 3, 1, 1])
-    assert table[["tp", "fp", "fn"]].to_numpy().tolist() == [
-        [0, 1, 1],
-        [1, 0, 1],
-        [0, 0, 0],
-        [1, 0, 0],
-    ]
-
-
-def test_nothing_at_all():
-    records = [make_record("a", [])]
-    assert [x.num_ground_truth for x in precision_recall(records, [], CLASSES)] == [0, 0, 0]
-    assert confusion_matrix(records, [], CLASSES, score_thresh=0.5).sum() == 0
-    table, ece = calibration(records, [], CLASSES)
-    assert len(table) == 10 and np.isnan(ece)
-    assert rank_images(records, [], CLASSES, score_thresh=0.5)["f1"].tolist() == [1]
-    found = make_record("b", [(0, BOX)])
-    assert precision_recall([found], [], CLASSES)[0].best_f1 == 0
+    counts = table[["tp", "fp", "fn"]].to_numpy().tolist()
+    assert counts == [[0, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]]
 
 
 BOX = [0, 0, 100, 100]
@@ -195,8 +149,8 @@ CASES = {
 
 
 def breakdown(objects, found):
-    record = make_record("a", objects)
-    return error_breakdown([record], [make_prediction("a", *x) for x in found], CLASSES)
+    predictions = [predict("a", *x) for x in found]
+    return error_breakdown([make_record("a", *objects)], predictions, CLASSES)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -231,10 +185,8 @@ def test_a_duplicate():
     result = breakdown([(0, BOX), (0, other)], found)
     assert result.AP50 == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
     gain = 100 - result.AP50
-    assert result.dap["dAP"].to_dict() == pytest.approx(
-        dict.fromkeys(ERROR_TYPES, 0)
-        | {"duplicate": gain, "false positives": gain, "false negatives": 0}
-    )
+    expected = {"duplicate": gain, "false positives": gain, "false negatives": 0}
+    assert result.dap["dAP"].to_dict() == pytest.approx(dict.fromkeys(ERROR_TYPES, 0) | expected)
 
 
 def test_missed_objects():
@@ -246,19 +198,15 @@ def test_missed_objects():
     assert result.by_size.loc["medium", "missed"] == 1
 
 
-def test_a_corrected_detection_whose_object_is_taken_is_removed():
-    """The first box is poor and the second right: mending leaves one right detection, AP 100."""
-    result = breakdown([(0, BOX)], [(0, [0, 0, 100, 30], 0.9), (0, BOX, 0.8)])
-    assert result.AP50 == pytest.approx(50)  # precision 1 / 2 at every recall
-    assert result.dap.loc["localisation", "dAP"] == pytest.approx(50)
+@pytest.mark.parametrize(("second", "ap50"), [(BOX, 50), ([0, 0, 100, 20], 0)])
+def test_one_detection_per_object_is_corrected(second, ap50):
+    """The first box is poor; removed if the second is right (precision 1 / 2), else corrected.
 
-
-def test_of_two_that_point_at_an_object_the_better_is_corrected():
-    """Corrected both, the second would be a duplicate: removed, AP is 100."""
-    found = [(0, [0, 0, 100, 30], 0.9), (0, [0, 0, 100, 20], 0.8)]
-    result = breakdown([(0, BOX)], found)
-    assert result.AP50 == 0
-    assert result.dap.loc["localisation", "dAP"] == pytest.approx(100)
+    A second poor box would be a duplicate of the corrected one: it is removed. AP is 100.
+    """
+    result = breakdown([(0, BOX)], [(0, [0, 0, 100, 30], 0.9), (0, second, 0.8)])
+    assert result.AP50 == pytest.approx(ap50)
+    assert result.dap.loc["localisation", "dAP"] == pytest.approx(100 - ap50)
     assert result.counts.loc["cat", "missed"] == 0
 
 
@@ -269,13 +217,6 @@ def test_ignored_objects_make_no_errors():
     assert result.counts.sum().to_dict() == dict.fromkeys(ERROR_TYPES, 0) | {"missed": 1}
     twice = breakdown([difficult], [(0, BOX, 0.9), (0, BOX, 0.8)])
     assert twice.counts.loc["cat"].to_dict() == dict.fromkeys(ERROR_TYPES, 0) | {"background": 1}
-
-
-def test_no_errors_at_all():
-    empty = error_breakdown([make_record("a", [])], [], CLASSES)
-    assert np.isnan(empty.AP50) and empty.counts.to_numpy().sum() == 0
-    nothing_found = error_breakdown([make_record("a", [(0, BOX)])], [], CLASSES)
-    assert nothing_found.AP50 == 0 and nothing_found.counts.loc["cat", "missed"] == 1
 
 
 def test_bad_thresholds():
