@@ -34,8 +34,7 @@ COCO_ROWS = (
 class _EvalWithDifficult(COCOeval):
     """COCOeval that also ignores difficult objects, by ordinary IoU and once each.
 
-    ``COCOeval._prepare`` overwrites ``ignore`` with ``iscrowd``, but a crowd matches any number of
-    detections and measures overlap by the detection's area alone.
+    As crowds they would match any number of detections, by the detection's area alone.
     """
 
     def _prepare(self) -> None:
@@ -54,13 +53,12 @@ def coco_table(
     """Compute COCO's twelve numbers and the AP per class, in percent.
 
     Args:
-        records: Detectron2 dataset dicts. All images count, also those without predictions.
-            Objects with ``difficult`` are ignored ground truth.
+        records: Detectron2 dataset dicts; images without predictions count as well.
         predictions: dicts with ``image_id`` as in the records, ``category_id`` in [0, K), ``bbox``
             XYWH in pixels of the original image and ``score``. They are not modified.
         class_names: names of the K classes.
-        json_file: a COCO annotation file to read the ground truth from, with its own areas,
-            instead of the records (whose areas are width times height).
+        json_file: COCO annotation file with the ground truth and its areas, instead of the
+            records (whose areas are width times height).
 
     Returns:
         The table, keyed as in :data:`COCO_ROWS`, and a list of K dicts with ``AP`` and ``AP50``.
@@ -86,11 +84,10 @@ def coco_table(
         # The fields of COCO.loadRes, which fails without predictions and modifies them.
         found = [
             {
-                **{key: item[key] for key in ("bbox", "score")},
+                **item,
                 "image_id": coco_ids[item["image_id"]],
                 "category_id": category_ids[item["category_id"]],
-                "area": item["bbox"][2] * item["bbox"][3],
-                "iscrowd": 0,
+                **{"area": item["bbox"][2] * item["bbox"][3], "iscrowd": 0},
             }
             for item in predictions
         ]
@@ -124,17 +121,10 @@ def records_to_coco(
     for record in records:
         for item in record.get("annotations", ()):
             box = box_xywh(item)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": coco_ids[record["image_id"]],
-                    "category_id": item["category_id"],
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "iscrowd": int(item.get("iscrowd", 0)),
-                    "difficult": int(item.get("difficult", 0)),
-                }
-            )
+            ids = {"id": len(annotations) + 1, "image_id": coco_ids[record["image_id"]]}
+            flags = {key: int(item.get(key, 0)) for key in ("iscrowd", "difficult")}
+            annotation = {"category_id": item["category_id"], "bbox": box, "area": box[2] * box[3]}
+            annotations.append({**ids, **annotation, **flags})
     images = [{"id": i, "file_name": x.get("file_name")} for i, x in enumerate(records, start=1)]
     categories = [{"id": k, "name": name} for k, name in enumerate(class_names)]
     return {"images": images, "categories": categories, "annotations": annotations}, coco_ids

@@ -39,12 +39,11 @@ class DetectionEvaluator(DatasetEvaluator):
         dataset_name: registered name, for messages and ``evaluation.json``.
         records: Detectron2 dataset dicts; ``difficult`` or ``iscrowd`` marks ignored objects.
         class_names: names of the K classes.
-        output_dir: folder for ``coco_instances_results.json`` (predictions in COCO's format, with
-            the category ids of ``json_file`` if given) and ``evaluation.json`` (the tables); None
-            writes nothing.
+        output_dir: folder for ``coco_instances_results.json`` (predictions, with the category ids
+            of ``json_file``) and ``evaluation.json`` (the tables); None writes nothing.
         json_file: COCO annotation file of the data set, if it has one.
         distributed: gather the predictions of all ranks; only the main process has results.
-        model_info: the evaluated model, for ``evaluation.json``; None if unknown.
+        model_info: the evaluated model; None if unknown.
 
     Raises:
         ValueError: two records share an image id, or the categories of ``json_file`` are not
@@ -146,11 +145,8 @@ class DetectionEvaluator(DatasetEvaluator):
         names, records = self._class_names, self._records
         coco, coco_classes = coco_table(records, predictions, names, self._json_file)
         voc, voc_classes = voc_average_precision(records, predictions, names)
-        objects = Counter(
-            (item["category_id"], is_ignored(item))
-            for record in records
-            for item in record.get("annotations", ())
-        )
+        items = (item for record in records for item in record.get("annotations", ()))
+        objects = Counter((item["category_id"], is_ignored(item)) for item in items)
         predicted = Counter(prediction["category_id"] for prediction in predictions)
         rows = [
             {
@@ -170,12 +166,9 @@ class DetectionEvaluator(DatasetEvaluator):
             "category_ids": self._category_ids,
             "num_images": len(records),
             "num_processed_images": num_processed,
-            "num_ground_truth": sum(row["num_ground_truth"] for row in rows),
-            "num_ignored": sum(row["num_ignored"] for row in rows),
+            **{key: sum(row[key] for row in rows) for key in ("num_ground_truth", "num_ignored")},
             "num_predictions": len(predictions),
-            "bbox": coco,
-            "voc": voc,
-            "per_class": rows,
+            **{"bbox": coco, "voc": voc, "per_class": rows},
         }
 
 

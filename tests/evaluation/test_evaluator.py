@@ -7,10 +7,12 @@ import os
 
 import pytest
 import torch
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 
 from fcos_d2.evaluation import DetectionEvaluator
 from fcos_d2.evaluation.evaluator import ModelInfo
+
+from .conftest import predict, record
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -18,75 +20,52 @@ NAMES = ["cat", "dog", "cow"]
 def make_records():
     """Image 000005 with a cat, a dog and a difficult dog; image 000007 with a cat; one without."""
     objects = {
-        "000005": [(0, 0, 0, 10, 10, 0), (1, 20, 20, 60, 60, 0), (1, 70, 0, 90, 20, 1)],
-        "000007": [(0, 5, 5, 25, 25, 0)],
+        "000005": [(0, 0, 0, 10, 10), (1, 20, 20, 60, 60), (1, 70, 0, 90, 20, {"difficult": 1})],
+        "000007": [(0, 5, 5, 25, 25)],
         "000009": [],
     }
-    return [
-        {
-            "file_name": f"{image_id}.jpg",
-            "image_id": image_id,
-            "height": 100,
-            "width": 100,
-            "annotations": [
-                {
-                    "bbox": list(box),
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": category,
-                    "iscrowd": 0,
-                    "difficult": difficult,
-                }
-                for category, *box, difficult in items
-            ],
-        }
-        for image_id, items in objects.items()
-    ]
+    return [record(image_id, *items) for image_id, items in objects.items()]
 
 
 def output(*detections):
     """A model's output of detections (class, x0, y0, x1, y1, score)."""
     table = torch.tensor(detections, dtype=torch.float32).reshape(-1, 6)
-    instances = Instances((100, 100))
-    instances.pred_boxes = Boxes(table[:, 1:5])
-    instances.scores = table[:, 5]
-    instances.pred_classes = table[:, 0].long()
-    return {"instances": instances}
+    fields = {"scores": table[:, 5], "pred_classes": table[:, 0].long()}
+    return {"instances": Instances((200, 200), pred_boxes=Boxes(table[:, 1:5]), **fields)}
 
 
-def perfect(record):
+def perfect(entry):
     """The output that is the record's ground truth."""
-    return output(*((a["category_id"], *a["bbox"], 0.1) for a in record["annotations"]))
+    return output(*((a["category_id"], *a["bbox"], 0.1) for a in entry["annotations"]))
+
+
+def read(folder):
+    """The predictions and the tables that were written."""
+    files = (folder / "coco_instances_results.json", folder / "evaluation.json")
+    return [json.loads(file.read_text(), parse_constant=pytest.fail) for file in files]
 
 
 def test_perfect_predictions(tmp_path):
     records = make_records()
     evaluator = DetectionEvaluator("pets", records, NAMES, tmp_path)
     evaluator.reset()
-    for record in reversed(records):
-        evaluator.process([record], [perfect(record)])
+    for entry in reversed(records):
+        evaluator.process([entry], [perfect(entry)])
     results = evaluator.evaluate()
 
     assert list(results) == ["bbox", "voc"]
     bbox, voc = results["bbox"], results["voc"]
-    for value in (bbox["AP"], bbox["AP50"], bbox["AP-cat"], bbox["AP-dog"], bbox["AR100"]):
-        assert value == pytest.approx(100)
+    keys = ("AP", "AP50", "AP-cat", "AP-dog", "AR100")
+    assert [bbox[key] for key in keys] == pytest.approx([100] * 5)
     assert math.isnan(bbox["AP-cow"]) and math.isnan(voc["AP50_area-cow"])
-    for key in ("AP50_11point", "AP50_area", "AP50_11point-cat", "AP50_area-dog"):
-        assert voc[key] == pytest.approx(100)
+    keys = ("AP50_11point", "AP50_area", "AP50_11point-cat", "AP50_area-dog")
+    assert [voc[key] for key in keys] == pytest.approx([100] * 4)
     assert all(type(value) is float for table in results.values() for value in table.values())
 
-    predictions = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    predictions, report = read(tmp_path)
     assert [p["image_id"] for p in predictions] == ["000005"] * 3 + ["000007"]
     score = torch.tensor(0.1).item()  # the float32, every digit of it
-    box = [20.0, 20.0, 40.0, 40.0]
-    assert predictions[1] == {
-        "image_id": "000005",
-        "category_id": 1,
-        "bbox": box,
-        "score": score,
-    }
-
-    report = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert predictions[1] == predict("000005", 1, [20, 20, 40, 40], score)
     assert report["dataset"] == "pets" and report["class_names"] == NAMES
     counts = ("num_images", "num_processed_images", "num_ground_truth", "num_ignored")
     assert [report[key] for key in counts] == [3, 3, 3, 1]
@@ -99,18 +78,11 @@ def test_perfect_predictions(tmp_path):
 
 
 def test_the_tables_say_what_was_evaluated(tmp_path):
-    written = []
-    for info in (None, ModelInfo("a.pth", 7, ema=True, optimize="bfloat16")):
-        DetectionEvaluator("pets", make_records(), NAMES, tmp_path, model_info=info).evaluate()
-        written.append(json.loads((tmp_path / "evaluation.json").read_text())["model"])
-    assert written[0] is None
-    assert written[1] == {
-        "weights": "a.pth",
-        "iteration": 7,
-        "ema": True,
-        "tta": False,
-        "optimize": "bfloat16",
-    }
+    info = ModelInfo("a.pth", 7, ema=True, optimize="bfloat16")
+    model = {"weights": "a.pth", "iteration": 7, "ema": True, "tta": False, "optimize": "bfloat16"}
+    for given, written in ((None, None), (info, model)):
+        DetectionEvaluator("pets", make_records(), NAMES, tmp_path, model_info=given).evaluate()
+        assert read(tmp_path)[1]["model"] == written
 
 
 def test_a_box_keeps_its_corners(tmp_path):
@@ -120,9 +92,7 @@ def test_a_box_keeps_its_corners(tmp_path):
     corners = (0.1, 0.7, 91.3, 77.9)
     evaluator.process([records[2]], [output((0, *corners, 0.3))])
     evaluator.evaluate()
-    ((x, y, w, h),) = [
-        p["bbox"] for p in json.loads((tmp_path / "coco_instances_results.json").read_text())
-    ]
+    ((x, y, w, h),) = [p["bbox"] for p in read(tmp_path)[0]]
     assert (x, y, x + w, y + h) == tuple(torch.tensor(corners).tolist())
 
 
@@ -164,35 +134,27 @@ def test_an_image_processed_twice_is_an_error():
 def test_impossible_predictions_are_refused_at_once():
     records = make_records()
     evaluator = DetectionEvaluator("pets", records, NAMES)
-    with pytest.raises(ValueError, match="image '999999'.*pets"):
-        evaluator.process([{"image_id": "999999"}], [output()])
-    with pytest.raises(ValueError, match="class id 3.*3 classes.*NUM_CLASSES to 3"):
-        evaluator.process([records[0]], [output((3, 0, 0, 5, 5, 0.5))])
-    with pytest.raises(ValueError, match="'000005' is not finite"):
-        evaluator.process([records[0]], [output((0, 0, 0, math.inf, 5, 0.5))])
-
-
-def test_two_records_of_one_image_are_refused():
-    records = make_records()
+    for entry, detections, message in (
+        ({"image_id": "999999"}, [], "image '999999'.*pets"),
+        (records[0], [(3, 0, 0, 5, 5, 0.5)], "class id 3.*3 classes.*NUM_CLASSES to 3"),
+        (records[0], [(0, 0, 0, math.inf, 5, 0.5)], "'000005' is not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator.process([entry], [output(*detections)])
     with pytest.raises(ValueError, match="pets.*'000005'"):
         DetectionEvaluator("pets", [*records, records[0]], NAMES)
 
 
 def test_results_carry_the_category_ids_of_the_json(tmp_path):
     json_file = tmp_path / "instances.json"
-    dataset = {
-        "images": [{"id": 1}],
-        "categories": [{"id": 8, "name": "dog"}, {"id": 2, "name": "cat"}],
-        "annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [0, 0, 9, 9]}],
-    }
+    categories = [{"id": 8, "name": "dog"}, {"id": 2, "name": "cat"}]
+    items = [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [0, 0, 9, 9]}]
+    dataset = {"images": [{"id": 1}], "categories": categories, "annotations": items}
     json_file.write_text(json.dumps(dataset))
-    annotation = {"bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}
-    records = [{"image_id": 1, "annotations": [annotation]}]
-    names = ["cat", "dog"]
-    evaluator = DetectionEvaluator("own", records, names, tmp_path / "out", str(json_file))
-    evaluator.process([records[0]], [output((1, 0, 0, 9, 9, 0.5))])
+    records = [record(1, (1, 0, 0, 9, 9))]
+    folder = tmp_path / "out"
+    evaluator = DetectionEvaluator("own", records, ["cat", "dog"], folder, str(json_file))
+    evaluator.process(records, [perfect(records[0])])
     assert evaluator.evaluate()["bbox"]["AP-dog"] == pytest.approx(100)
-    (prediction,) = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
-    assert prediction["category_id"] == 8
-    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert report["category_ids"] == [2, 8]
+    (prediction,), report = read(folder)
+    assert prediction["category_id"] == 8 and report["category_ids"] == [2, 8]

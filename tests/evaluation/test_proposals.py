@@ -6,45 +6,33 @@ import pickle
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 
 from fcos_d2.evaluation.proposals import ProposalEvaluator
 
+from .conftest import record
+
 # Image 000005 of 100 x 80 pixels has two objects and a difficult one, 000007 one and a crowd.
-OBJECTS = {
-    "000005": [([10, 10, 40, 50], {}), ([50, 10, 90, 60], {}), ([1, 1, 8, 8], {"difficult": 1})],
-    "000007": [([20, 5, 80, 70], {}), ([0, 0, 99, 79], {"iscrowd": 1})],
-}
+WANTED = [[[10, 10, 40, 50], [50, 10, 90, 60]], [[20, 5, 80, 70]]]
+IGNORED = [(0, 1, 1, 8, 8, {"difficult": 1})], [(0, 0, 0, 99, 79, {"iscrowd": 1})]
 
 
-def make_records(ids):
-    return [
-        {
-            "file_name": f"{name}.jpg",
-            "image_id": image_id,
-            "height": 80,
-            "width": 100,
-            "annotations": [
-                {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, **flags}
-                for box, flags in objects
-            ],
-        }
-        for image_id, (name, objects) in zip(ids, OBJECTS.items(), strict=True)
-    ]
+def make_records(*ids):
+    rows = zip(ids, WANTED, IGNORED, strict=True)
+    return [record(name, *((0, *box) for box in boxes), *other) for name, boxes, other in rows]
 
 
-RECORDS = make_records(OBJECTS)
-WANTED = [[box for box, flags in objects if not flags] for objects in OBJECTS.values()]
+RECORDS = make_records("000005", "000007")
 
 
 def measure(evaluator, boxes_of_images, records=RECORDS):
     """Feed proposals, best first, in batches of one image, and evaluate."""
     evaluator.reset()
-    for record, boxes in zip(records, boxes_of_images, strict=True):
+    for entry, boxes in zip(records, boxes_of_images, strict=True):
         boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         proposals = Instances((80, 100), proposal_boxes=Boxes(boxes))
         proposals.objectness_logits = torch.arange(len(boxes), 0, -1).float()
-        evaluator.process([record], [{"proposals": proposals}])
+        evaluator.process([entry], [{"proposals": proposals}])
     return evaluator.evaluate()["box_proposals"]
 
 
@@ -87,10 +75,8 @@ def test_what_is_written(evaluator, tmp_path):
     truth = json.loads((tmp_path / "out" / "ground_truth.json").read_text())
     with open(tmp_path / "out" / "box_proposals.pkl", "rb") as file:
         proposals = pickle.load(file)
-    assert [(x["id"], x["file_name"]) for x in truth["images"]] == [
-        (1, "000005.jpg"),
-        (2, "000007.jpg"),
-    ]
+    images = [{"id": 1, "file_name": "000005.jpg"}, {"id": 2, "file_name": "000007.jpg"}]
+    assert truth["images"] == images
     assert proposals["ids"] == [1, 2]
     assert proposals["boxes"][1].tolist() == WANTED[1]
 
@@ -117,7 +103,7 @@ def test_a_data_set_with_a_coco_file(tmp_path):
     json_file.write_text(json.dumps(truth))
     name = f"coco:{json_file}:images"
     MetadataCatalog.get(name).json_file = str(json_file)
-    records = make_records([31, 7])
+    records = make_records(31, 7)
     evaluator = ProposalEvaluator(name, records, tmp_path / "out", str(json_file))
     # The small object, by its area of 900, is the one that is not found.
     table = measure(evaluator, [WANTED[0][1:], WANTED[1]], records)

@@ -61,8 +61,8 @@ def error_breakdown(
 
     Args:
         records, predictions, class_names: see :func:`match_detections`.
-        foreground_iou: minimum IoU of a match; AP50 is the AP at this IoU.
-        background_iou: IoU below which a detection is on background.
+        foreground_iou: f; AP50 is the AP at this IoU.
+        background_iou: b.
 
     Raises:
         ValueError: not 0 < background_iou < foreground_iou <= 1.
@@ -121,17 +121,15 @@ def _classify(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the error type and the object of each detection of an image, as if it were wrong."""
     own, other = np.where(same, iou, 0), np.where(same, 0, iou)
-    conditions = {
-        "localisation": ((own.max(1) >= background) & (own.max(1) < foreground), own),
-        "classification": (other.max(1) >= foreground, other),
-        "duplicate": (own.max(1) >= foreground, own),
-        "background": (iou.max(1) < background, iou),
-    }
-    names = np.full(len(iou), "both", dtype=object)
-    best = iou.argmax(1)
-    for name, (holds, measure) in reversed(conditions.items()):
-        names[holds] = name
-        best[holds] = measure[holds].argmax(1)
+    near = own.max(1) >= foreground
+    names, best = np.full(len(iou), "both", dtype=object), iou.argmax(1)
+    for name, holds, measure in (  # the last that holds wins
+        ("background", iou.max(1) < background, iou),
+        ("duplicate", near, own),
+        ("classification", other.max(1) >= foreground, other),
+        ("localisation", (own.max(1) >= background) & ~near, own),
+    ):
+        names[holds], best[holds] = name, measure[holds].argmax(1)
     return names, best
 
 

@@ -45,10 +45,9 @@ def ground_truth(records: Sequence[dict], class_names: Sequence[str]) -> pd.Data
                 )
             flags = is_ignored(item), bool(item.get("iscrowd", 0))
             rows.append((record["image_id"], index, item["category_id"], *box_xywh(item), *flags))
-    columns = ["image_id", "index", "category_id", *_BOX, "ignored", "crowd"]
-    table = pd.DataFrame(rows, columns=columns)
-    numbers = {key: float for key in _BOX} | {key: int for key in ("index", "category_id")}
-    table = table.astype({**numbers, "ignored": bool, "crowd": bool})
+    types = {"index": int, "category_id": int, **dict.fromkeys(_BOX, float)}
+    types |= {"ignored": bool, "crowd": bool}
+    table = pd.DataFrame(rows, columns=["image_id", *types]).astype(types)
     table.insert(7, "area", table["w"] * table["h"])
     table["size"] = size_of_area(table["area"])
     return table
@@ -67,9 +66,7 @@ def match_detections(
     IoU of at least ``iou_thresh``; an ignored object (difficult, crowd) only if no other is
     available; a crowd any number of times. Only the best 100 detections per image and class count.
 
-    Args:
-        records, predictions, class_names: see :func:`fcos_d2.evaluation.coco_table`.
-        iou_thresh: in (0, 1].
+    The other arguments are those of :func:`fcos_d2.evaluation.coco_table`.
 
     Returns:
         One row per detection, by descending score, then in the order of the records:
@@ -101,7 +98,6 @@ def match_detections(
 
 
 def check_iou(iou_thresh: float) -> None:
-    """Refuse a threshold at which disjoint boxes match, or that no IoU reaches."""
     if not 0 < iou_thresh <= 1:
         raise ValueError(f"iou_thresh is {iou_thresh}: it must be above 0 and at most 1")
 
@@ -122,9 +118,8 @@ def tabulate(
         raise ValueError(f"two of the records have the image id {repeated!r}")
     check_predictions(predictions, position, class_names)
     rows = [(x["image_id"], x["category_id"], x["score"], *x["bbox"]) for x in predictions]
-    columns = ["image_id", "category_id", "score", *_BOX]
-    detections = pd.DataFrame(rows, columns=columns)
-    detections = detections.astype({"category_id": int, **{k: float for k in ("score", *_BOX)}})
+    types = {"category_id": int, **dict.fromkeys(("score", *_BOX), float)}
+    detections = pd.DataFrame(rows, columns=["image_id", *types]).astype(types)
     detections["area"] = detections["w"] * detections["h"]
     objects = ground_truth(records, class_names)
     for table in (detections, objects):
@@ -166,10 +161,9 @@ def match_image(
     enough = iou >= min(iou_thresh, 1 - 1e-10)
     for row in np.flatnonzero(enough.any(1)):
         can = enough[row] & (free | crowd)
-        for group in (can & ~ignored, can & ignored):
-            candidates = np.flatnonzero(group)[::-1]
-            if len(candidates):
-                best = candidates[iou[row, candidates].argmax()]
-                taken[row], free[best] = best, False
-                break
+        group = can & ~ignored if (can & ~ignored).any() else can
+        candidates = np.flatnonzero(group)[::-1]
+        if len(candidates):
+            best = candidates[iou[row, candidates].argmax()]
+            taken[row], free[best] = best, False
     return taken
