@@ -6,17 +6,8 @@ import warnings
 import numpy as np
 import pytest
 
-from fcos_d2.evaluation import coco_table
-from fcos_d2.evaluation.analysis import (
-    ERROR_TYPES,
-    calibration,
-    confusion_matrix,
-    error_breakdown,
-    ground_truth,
-    match_detections,
-    precision_recall,
-    rank_images,
-)
+from fcos_d2.evaluation import analysis, coco_table
+from fcos_d2.evaluation.analysis import ERROR_TYPES
 
 from ..conftest import make_record, predict
 
@@ -170,7 +161,7 @@ def without(records, keys):
 def test_matching(threshold):
     records, predictions = make_data(6, ties=True)
     expected = plain_match(records, predictions, threshold)
-    table = match_detections(records, predictions, CLASSES, iou_thresh=threshold)
+    table = analysis.match_detections(records, predictions, CLASSES, iou_thresh=threshold)
     assert table["score"].tolist() == [predictions[n]["score"] for n in expected]
     truth, iou, outcome = map(list, zip(*expected.values(), strict=True))
     assert table["truth"].tolist() == truth and table["outcome"].tolist() == outcome
@@ -197,7 +188,7 @@ def test_errors_by_class_and_size(seed):
         item = objects_of(records, image_id)[i]
         add(item["category_id"], item["bbox"], "missed")
     assert (by_class.sum(axis=0) > 0).all()
-    result = error_breakdown(records, predictions, CLASSES)
+    result = analysis.error_breakdown(records, predictions, CLASSES)
     assert result.counts.columns.tolist() == list(ERROR_TYPES)
     assert result.counts.index.tolist() == CLASSES
     assert result.by_size.index.tolist() == ["small", "medium", "large"]
@@ -209,7 +200,7 @@ def test_errors_by_class_and_size(seed):
 def test_fixing_an_error_gains_what_pycocotools_finds(seed):
     """AP50 + dAP is COCO's AP50 of the data in which the error does not exist."""
     records, predictions = make_data(seed)
-    result = error_breakdown(records, predictions, CLASSES)
+    result = analysis.error_breakdown(records, predictions, CLASSES)
     table, _ = coco_table(records, predictions, CLASSES)
     assert result.AP50 == pytest.approx(table["AP50"], abs=1e-9)
     for kind in (*ERROR_TYPES, "false positives", "false negatives"):
@@ -244,7 +235,7 @@ def test_confusion_against_loops(seed, threshold):
         for i, item in enumerate(record["annotations"]):
             if is_real(item) and (record["image_id"], i) not in taken:
                 expected[item["category_id"], 3] += 1
-    matrix = confusion_matrix(records, predictions, CLASSES, score_thresh=threshold)
+    matrix = analysis.confusion_matrix(records, predictions, CLASSES, score_thresh=threshold)
     np.testing.assert_array_equal(matrix, expected)
     confused = matrix[:3, :3].sum() - np.trace(matrix)
     assert min(np.trace(matrix), confused, matrix[3].sum(), matrix[:, 3].sum()) > 0
@@ -254,7 +245,7 @@ def test_calibration_against_loops():
     records, predictions = make_data(3)
     outcomes = plain_match(records, predictions)
     kept = [(predictions[n]["score"], x == "tp") for n, (*_, x) in outcomes.items() if x[0] != "i"]
-    table, ece = calibration(records, predictions, CLASSES, bins=4)
+    table, ece = analysis.calibration(records, predictions, CLASSES, bins=4)
     gap = 0.0
     for k, row in enumerate(table.itertuples()):
         inside = [x for x in kept if k / 4 <= x[0] < (k + 1) / 4]
@@ -276,7 +267,7 @@ def test_ranking_against_loops():
         wrong = fp + real - tp
         f1 = 2 * tp / (2 * tp + wrong) if tp + wrong else 1.0
         expected.append((f1, -wrong, place, image, tp, fp, real - tp))
-    table = rank_images(records, predictions, CLASSES, score_thresh=0.3)
+    table = analysis.rank_images(records, predictions, CLASSES, score_thresh=0.3)
     rows = table[["image_id", "tp", "fp", "fn"]].itertuples(index=False, name=None)
     assert list(rows) == [row[3:] for row in sorted(expected)]
 
@@ -284,7 +275,7 @@ def test_ranking_against_loops():
 def test_best_threshold_against_loops():
     """Every score is tried as the threshold on the predictions themselves."""
     records, predictions = make_data(5)
-    for k, curve in enumerate(precision_recall(records, predictions, CLASSES)):
+    for k, curve in enumerate(analysis.precision_recall(records, predictions, CLASSES)):
         real = sum(is_real(y) for x in records for y in x["annotations"] if y["category_id"] == k)
         tried = []
         for threshold in {x["score"] for x in predictions if x["category_id"] == k}:
@@ -299,7 +290,7 @@ def test_best_threshold_against_loops():
 def test_curves_against_pycocotools():
     """AP50 per class is the mean of the curve's highest precision at 101 recalls."""
     records, predictions = make_data(7, ties=True)
-    curves = precision_recall(records, predictions, CLASSES)
+    curves = analysis.precision_recall(records, predictions, CLASSES)
     _, rows = coco_table(records, predictions, CLASSES)
     for curve, row in zip(curves, rows, strict=True):
         points = [
@@ -326,37 +317,37 @@ def test_the_first_error_that_is_true(height, expected):
     found = [(1, box, 0.9), (0, box, 0.7)]
     if height == 90:
         found.append((0, cat, 0.8))
-    counts = error_breakdown(*one_image([(0, cat), (1, box)], found), CLASSES).counts
+    counts = analysis.error_breakdown(*one_image([(0, cat), (1, box)], found), CLASSES).counts
     assert counts.sum().to_dict() == dict.fromkeys(ERROR_TYPES, 0) | {expected: 1}
 
 
 def test_a_score_on_an_edge_belongs_to_the_bin_above():
     """Tenths are compared as they are written: 0.3 is not below 3 * 0.1 = 0.30000000000000004."""
     found = [(0, [0, 0, 9, 9], k / 10) for k in range(11)]
-    table = calibration(*one_image([], found), CLASSES).table
+    table = analysis.calibration(*one_image([], found), CLASSES).table
     assert table["count"].tolist() == [1] * 9 + [2]
 
 
 @pytest.mark.parametrize("value", [0, -0.5, 1.5, math.nan])
 def test_an_iou_that_is_none(value):
     with pytest.raises(ValueError, match=f"iou_thresh is {value}"):
-        match_detections([], [], CLASSES, iou_thresh=value)
+        analysis.match_detections([], [], CLASSES, iou_thresh=value)
     with pytest.raises(ValueError, match=f"iou_thresh is {value}"):
-        confusion_matrix([], [], CLASSES, score_thresh=0.5, iou_thresh=value)
+        analysis.confusion_matrix([], [], CLASSES, score_thresh=0.5, iou_thresh=value)
 
 
 def test_two_records_of_one_image():
     with pytest.raises(ValueError, match="two of the records have the image id 'a'"):
-        rank_images([{"image_id": "a"}] * 2, [], CLASSES, score_thresh=0.5)
+        analysis.rank_images([{"image_id": "a"}] * 2, [], CLASSES, score_thresh=0.5)
 
 
 def test_a_threshold_other_than_one_half():
     """IoU 0.6 and 0.3 with the cat: right and poor at 0.5; poor and background at 0.7 and 0.4."""
     found = [(0, [0, 0, 100, height], height / 100) for height in (60, 30)]
     data = *one_image([(0, [0, 0, 100, 100])], found), CLASSES
-    at_half = error_breakdown(*data)
+    at_half = analysis.error_breakdown(*data)
     assert (at_half.AP50, at_half.counts.loc["cat", "localisation"]) == (pytest.approx(100), 1)
-    strict = error_breakdown(*data, foreground_iou=0.7, background_iou=0.4)
+    strict = analysis.error_breakdown(*data, foreground_iou=0.7, background_iou=0.4)
     assert strict.AP50 == 0
     expected = dict.fromkeys(ERROR_TYPES, 0) | {"localisation": 1, "background": 1}
     assert strict.counts.loc["cat"].to_dict() == expected
@@ -372,10 +363,12 @@ def test_little_data_gives_tables_without_warnings(images, found):
     data = records, [predict(7, 1, box, 0.5)] if found and records else [], CLASSES
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        matches, objects = match_detections(*data), ground_truth(records, CLASSES)
-        curves, errors = precision_recall(*data), error_breakdown(*data)
-        matrix, ranking = (f(*data, score_thresh=0.5) for f in (confusion_matrix, rank_images))
-        table, ece = calibration(*data)
+        matches, objects = analysis.match_detections(*data), analysis.ground_truth(records, CLASSES)
+        curves, errors = analysis.precision_recall(*data), analysis.error_breakdown(*data)
+        matrix, ranking = (
+            f(*data, score_thresh=0.5) for f in (analysis.confusion_matrix, analysis.rank_images)
+        )
+        table, ece = analysis.calibration(*data)
     for key in ("x", "y", "w", "h", "area", "score", "iou"):
         assert matches[key].dtype == np.float64, key
     assert matches["truth"].dtype.kind == matches["category_id"].dtype.kind == "i"

@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from fcos_d2.evaluation.analysis import (
-    ERROR_TYPES,
-    calibration,
-    confusion_matrix,
-    error_breakdown,
-    ground_truth,
-    match_detections,
-    precision_recall,
-    rank_images,
-)
+from fcos_d2.evaluation import analysis
+from fcos_d2.evaluation.analysis import ERROR_TYPES
 
 from ..conftest import make_record, predict
 
@@ -23,7 +15,7 @@ def test_an_ignored_object_takes_only_what_no_other_does():
     """IoU: 0.8 with the difficult one (8 of 10 rows), 0.6 with the real one (6 of 10): the real."""
     record = make_record("a", (0, [0, 0, 10, 8], {"difficult": 1}), (0, [0, 0, 10, 6]))
     found = [predict("a", 0, [0, 0, 10, 10], score) for score in (0.9, 0.8, 0.7)]
-    table = match_detections([record], found, CLASSES)
+    table = analysis.match_detections([record], found, CLASSES)
     assert table["outcome"].tolist() == ["tp", "ignored", "fp"]
     assert table["truth"].tolist() == [1, 0, -1]
     assert table["iou"].tolist() == pytest.approx([0.6, 0.8, 0])
@@ -32,12 +24,14 @@ def test_an_ignored_object_takes_only_what_no_other_does():
 def test_a_crowd_takes_any_number():
     record = make_record("a", (0, [0, 0, 100, 100], {"iscrowd": 1}))
     found = [predict("a", 0, [10 * i, 0, 5, 5], 0.5) for i in range(3)]
-    assert match_detections([record], found, CLASSES)["outcome"].tolist() == ["ignored"] * 3
+    assert (
+        analysis.match_detections([record], found, CLASSES)["outcome"].tolist() == ["ignored"] * 3
+    )
 
 
 def test_only_the_best_100_of_an_image_and_class_count():
     found = [predict("a", k, [i, 0, 5, 5], 0.9) for k in (0, 1) for i in range(101)]
-    table = match_detections([make_record("a")], found, CLASSES)
+    table = analysis.match_detections([make_record("a")], found, CLASSES)
     assert table["outcome"].value_counts().to_dict() == {"fp": 200, "ignored": 2}
 
 
@@ -45,7 +39,7 @@ def test_objects():
     """Areas: 32^2 = 1024 is medium, just less small; 96^2 = 9216 large."""
     boxes = [[0, 0, 32, 31.9], [0, 0, 32, 32], [0, 0, 96, 96]]
     objects = [(0, boxes[0]), (1, boxes[1], {"difficult": 1}), (2, boxes[2], {"iscrowd": 1})]
-    table = ground_truth([make_record("a"), make_record("b", *objects)], CLASSES)
+    table = analysis.ground_truth([make_record("a"), make_record("b", *objects)], CLASSES)
     assert table["size"].tolist() == ["small", "medium", "large"]
     assert table["ignored"].tolist() == [False, True, True]
     assert table["area"].tolist() == pytest.approx([1020.8, 1024, 9216])
@@ -55,9 +49,9 @@ def test_objects():
 def test_what_does_not_fit_together():
     found = [predict("b", 0, [0, 0, 5, 5], 0.5)]
     with pytest.raises(ValueError, match="image 'b', which is not among"):
-        match_detections([make_record("a")], found, CLASSES)
+        analysis.match_detections([make_record("a")], found, CLASSES)
     with pytest.raises(ValueError, match="object 1 of image 'a' has class id 7"):
-        ground_truth([make_record("a", (7, [0, 0, 5, 5]))], CLASSES)
+        analysis.ground_truth([make_record("a", (7, [0, 0, 5, 5]))], CLASSES)
 
 
 BOX, OTHER = [0, 0, 50, 50], [100, 100, 50, 50]
@@ -67,7 +61,7 @@ def test_a_curve_by_hand():
     """Right, wrong, right of 2 cats: F1 is 2 / 3, 1 / 2 and 2 * 2 / (3 + 2) = 0.8, at score 0.7."""
     record = make_record("a", (0, BOX), (0, OTHER))
     found = [(BOX, 0.9), ([0, 100, 9, 9], 0.8), (OTHER, 0.7)]
-    curves = precision_recall([record], [predict("a", 0, *x) for x in found], CLASSES)
+    curves = analysis.precision_recall([record], [predict("a", 0, *x) for x in found], CLASSES)
     cat, dog, _ = curves
     assert cat.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
     assert cat.recall.tolist() == [0.5, 0.5, 1]
@@ -80,7 +74,7 @@ def test_a_curve_by_hand():
 def test_a_threshold_keeps_equal_scores_together():
     """Right 0.9, wrong 0.9: no threshold keeps the first alone; F1 is 2 / (2 + 1) = 2 / 3."""
     found = [predict("a", 0, box, 0.9) for box in (BOX, OTHER)]
-    cat = precision_recall([make_record("a", (0, BOX))], found, CLASSES)[0]
+    cat = analysis.precision_recall([make_record("a", (0, BOX))], found, CLASSES)[0]
     assert (cat.best_f1, cat.best_threshold) == (pytest.approx(2 / 3), 0.9)
     assert (cat.best_precision, cat.best_recall) == (0.5, 1)
 
@@ -93,7 +87,7 @@ def test_confusion_by_hand():
     found += [(0, [0, 150, 9, 9], 0.6), (2, OTHER, 0.1)]
     record = make_record("a", *objects)
     predictions = [predict("a", *x) for x in found]
-    matrix = confusion_matrix([record], predictions, CLASSES, score_thresh=0.5)
+    matrix = analysis.confusion_matrix([record], predictions, CLASSES, score_thresh=0.5)
     assert matrix.tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]
 
 
@@ -105,7 +99,7 @@ def test_calibration_by_hand():
     record = make_record("a", (0, BOX), (0, OTHER))
     found = [(BOX, 0.9), ([0, 100, 9, 9], 0.2), (OTHER, 0.4)]
     predictions = [predict("a", 0, *x) for x in found]
-    table, ece = calibration([record], predictions, CLASSES, bins=2)
+    table, ece = analysis.calibration([record], predictions, CLASSES, bins=2)
     assert table["count"].tolist() == [2, 1]
     assert table["mean_score"].tolist() == pytest.approx([0.3, 0.9])
     assert table["precision"].tolist() == [0.5, 1]
@@ -115,9 +109,9 @@ def test_calibration_by_hand():
 def test_calibration_refuses_scores_that_are_no_share():
     records, found = [make_record("a")], [predict("a", 0, BOX, s) for s in (0.0, 1.5)]
     with pytest.raises(ValueError, match="scores range from 0.0 to 1.5"):
-        calibration(records, found, CLASSES)
+        analysis.calibration(records, found, CLASSES)
     with pytest.raises(ValueError, match="bins is 0"):
-        calibration(records, [], CLASSES, bins=0)
+        analysis.calibration(records, [], CLASSES, bins=0)
 
 
 def test_images_worst_first():
@@ -131,7 +125,7 @@ def test_images_worst_first():
     found = [("b", 0, BOX, 0.9), ("c", 0, OTHER, 0.9), ("d", 0, BOX, 0.6), ("d", 1, OTHER, 0.6)]
     found.append(("d", 2, OTHER, 0.1))  # below the threshold
     predictions = [predict(*x) for x in found]
-    table = rank_images(records, predictions, CLASSES, score_thresh=0.5)
+    table = analysis.rank_images(records, predictions, CLASSES, score_thresh=0.5)
     assert table["image_id"].tolist() == ["c", "b", "a", "d"]
     assert table["f1"].tolist() == pytest.approx([0, 2 / 3, 1, 1])
     counts = table[["tp", "fp", "fn"]].to_numpy().tolist()
@@ -150,7 +144,7 @@ CASES = {
 
 def breakdown(objects, found):
     predictions = [predict("a", *x) for x in found]
-    return error_breakdown([make_record("a", *objects)], predictions, CLASSES)
+    return analysis.error_breakdown([make_record("a", *objects)], predictions, CLASSES)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -221,4 +215,4 @@ def test_ignored_objects_make_no_errors():
 
 def test_bad_thresholds():
     with pytest.raises(ValueError, match="background_iou 0.6 and foreground_iou 0.5"):
-        error_breakdown([], [], CLASSES, background_iou=0.6)
+        analysis.error_breakdown([], [], CLASSES, background_iou=0.6)
