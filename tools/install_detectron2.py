@@ -41,6 +41,7 @@ SDIST_FILE = "detectron2_cdo-0.5.tar.gz"
 SDIST_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
 DEFAULT_INDEX = "https://pypi.org/simple"
 NETWORK_TIMEOUT_S = 60
+PIP = [sys.executable, "-m", "pip"]  # follows the user's own configuration
 # Lines in which pip announces the error of another tool.
 ANNOUNCEMENTS = ("subprocess-exited-with-error", "metadata-generation-failed", "ailed building")
 
@@ -91,17 +92,8 @@ REPLACEMENTS = [
         "torch.meshgrid(shifts_y, shifts_x)",
         'torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
     ),
-    # caffe2 is gone from PyTorch: without it, detectron2.export keeps what doesn't need it.
-    Replacement(
-        "export/__init__.py",
-        "from .api import *\n",
-        "try:\n"
-        "    import caffe2.proto  # noqa\n"
-        "except ImportError:\n"
-        "    pass\n"
-        "else:\n"
-        "    from .api import *\n",
-    ),
+    # caffe2, which this module needs, is gone from PyTorch.
+    Replacement("export/__init__.py", "from .api import *\n", ""),
     # The sdist lacks the C++ sources: the COCO evaluator uses pycocotools' Python instead, as
     # upstream does where the compiled one can't be imported.
     Replacement(
@@ -125,7 +117,6 @@ REPLACEMENTS = [
     ),
 ]
 
-PLACEHOLDER_FILE = "_C.py"
 PLACEHOLDER = '''\
 """Placeholder of Detectron2's compiled operators: this is a pure-Python installation."""
 
@@ -173,14 +164,6 @@ def apply_replacements(root: Path, replacements: list[Replacement]) -> None:
         if text.count(old) != count:
             raise InstallError(f"{file} contains {old!r} {text.count(old)} times, not {count}")
         path.write_text(text.replace(old, new), encoding="utf-8")
-
-
-def add_placeholder(root: Path) -> None:
-    """Write the placeholder for ``detectron2._C`` below ``root``."""
-    path = root / PLACEHOLDER_FILE
-    if path.exists():
-        raise InstallError(f"{PLACEHOLDER_FILE} exists already: a placeholder would hide it")
-    path.write_text(PLACEHOLDER, encoding="utf-8")
 
 
 def verify_sha256(path: Path, expected: str) -> None:
@@ -240,42 +223,40 @@ def failure_line(output: str) -> str:
     return lines[-1] if lines else "it failed without output"
 
 
-def pip(*arguments: str, cwd: Path) -> str:
-    """Run this interpreter's pip, which follows the user's own configuration."""
-    return run([sys.executable, "-m", "pip", *arguments], cwd)
-
-
 def build_and_install(requirement: str, work: Path) -> None:
     """Build a wheel from a folder or URL, then install it with its requirements.
 
     A failed build leaves the environment as it was. The build is not isolated: Detectron2's
     setup.py imports PyTorch.
     """
-    wheels = work / "wheels"
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), requirement, cwd=work)
-    (wheel,) = wheels.glob("*.whl")
-    pip("install", str(wheel), cwd=work)
+    options = ["--no-deps", "--no-build-isolation", "-w", "wheels"]
+    run([*PIP, "wheel", *options, requirement], work)
+    (wheel,) = (work / "wheels").glob("*.whl")
+    run([*PIP, "install", str(wheel)], work)
 
 
 def install_upstream(upstream: str, work: Path) -> None:
     """Compile and install Detectron2 from ``URL@COMMIT`` of a git repository."""
-    url, _, commit = upstream.rpartition("@")
-    if not url or not commit:
-        raise InstallError(f"{upstream!r} is not URL@COMMIT")
     if shutil.which("git") is None:
         raise InstallError("git is not installed")
-    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
-    if not any(shutil.which(name.split()[0]) for name in compilers if name):
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         raise InstallError("no C++ compiler (c++, g++, clang++ or $CXX) is installed")
+    url = upstream.rpartition("@")[0]
     run(["git", "ls-remote", url, "HEAD"], work, timeout=NETWORK_TIMEOUT_S)
     say(f"compiling {upstream}; this takes some minutes")
     build_and_install(f"git+{upstream}", work)
 
 
+def read_url(url: str) -> bytes:
+    """Return the content of a URL."""
+    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as response:
+        return response.read()
+
+
 def index_urls(work: Path) -> list[str]:
     """Return the package indexes that pip is configured to use."""
     settings: dict[str, str] = {}
-    for line in pip("config", "list", cwd=work).splitlines():  # sorted: the environment first
+    for line in run([*PIP, "config", "list"], work).splitlines():  # sorted: the environment first
         key, _, value = line.partition("=")
         settings.setdefault(key.rpartition(".")[2], ast.literal_eval(value))
     extra = settings.get("extra-index-url", "")
@@ -283,7 +264,7 @@ def index_urls(work: Path) -> list[str]:
 
 
 def download_sdist(work: Path) -> Path:
-    """Download the sdist from the first package index that has it, and verify its hash.
+    """Download the sdist from the first package index that has it.
 
     ``pip download`` would run the sdist's setup.py, and pip since 26.3 rejects its metadata.
     """
@@ -295,40 +276,25 @@ def download_sdist(work: Path) -> Path:
             continue
         try:
             text = read_url(f"{page}index.html" if page.startswith("file:") else page).decode()
-            links = re.findall(r"""href\s*=\s*["']([^"']+)["']""", text, re.IGNORECASE)
-            urls = [urllib.parse.urljoin(page, html.unescape(link)) for link in links]
-            urls = [url for url in urls if urllib.parse.urlsplit(url).path.endswith(SDIST_FILE)]
-            if not urls:
+            link = re.search(rf"""href\s*=\s*["']([^"'#]+{re.escape(SDIST_FILE)})[#"']""", text)
+            if link is None:
                 raise OSError(f"no {SDIST_FILE} there")
-            content = read_url(urllib.parse.urldefrag(urls[0]).url)
+            path = work / SDIST_FILE
+            path.write_bytes(read_url(urllib.parse.urljoin(page, html.unescape(link[1]))))
         except (OSError, ValueError) as error:
             reasons.append(f"{page}: {error}")
             continue
-        path = work / SDIST_FILE
-        path.write_bytes(content)
-        verify_sha256(path, SDIST_SHA256)
         return path
     raise InstallError("it can't be downloaded: " + "; ".join(reasons))
 
 
-def read_url(url: str) -> bytes:
-    """Return the content of a URL."""
-    with urllib.request.urlopen(url, timeout=NETWORK_TIMEOUT_S) as response:
-        return response.read()
-
-
 def install_sdist(sdist: Path | None, work: Path) -> None:
-    """Patch Detectron2 v0.5 and install it as pure Python.
-
-    Args:
-        sdist: the source distribution; downloaded if None.
-        work: a folder for temporary files.
-    """
+    """Patch the sdist of Detectron2 v0.5, downloaded if None, and install it as pure Python."""
     sdist = sdist or download_sdist(work)
     verify_sha256(sdist, SDIST_SHA256)
     root = unpack_sdist(sdist, work / "source")
     apply_replacements(root / "detectron2", REPLACEMENTS)
-    add_placeholder(root / "detectron2")
+    (root / "detectron2" / "_C.py").write_text(PLACEHOLDER, encoding="utf-8")
     say(f"applied {len(REPLACEMENTS)} replacements to {SDIST_FILE}, building a wheel")
     build_and_install(str(root), work)
 
@@ -369,12 +335,9 @@ def check_requirements() -> None:
             f"PyTorch is not installed in {sys.prefix}, and Detectron2 is built against it: "
             f"first run `{sys.executable} -m pip install -r requirements.txt`"
         )
-    tools = ("pip", "setuptools", "wheel")
-    missing = [name for name in tools if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InstallError(
-            f"the build needs {' and '.join(missing)}, not installed in {sys.prefix}"
-        )
+    for name in ("pip", "setuptools", "wheel"):
+        if importlib.util.find_spec(name) is None:
+            raise InstallError(f"the build needs {name}, not installed in {sys.prefix}")
 
 
 def install(source: str, upstream: str, sdist: Path | None) -> None:
@@ -384,18 +347,18 @@ def install(source: str, upstream: str, sdist: Path | None) -> None:
         InstallError: none did; with all reasons.
     """
     check_requirements()
-    attempts = []
-    if source in ("auto", "upstream"):
-        attempts.append((f"upstream ({upstream})", lambda work: install_upstream(upstream, work)))
-    if source in ("auto", "pypi"):
-        name = f"the sdist ({sdist or SDIST_FILE + ' of the package index'})"
-        attempts.append((name, lambda work: install_sdist(sdist, work)))
     reasons = []
-    for name, attempt in attempts:
+    for attempt in ("upstream", "pypi") if source == "auto" else (source,):
+        name = f"upstream ({upstream})"
+        if attempt == "pypi":
+            name = f"the sdist ({sdist or SDIST_FILE + ' of the package index'})"
         say(f"trying {name}")
         try:
             with tempfile.TemporaryDirectory(prefix="install_detectron2_") as work:
-                attempt(Path(work))
+                if attempt == "upstream":
+                    install_upstream(upstream, Path(work))
+                else:
+                    install_sdist(sdist, Path(work))
             return
         except InstallError as error:
             say(f"could not install {name}: {error}")
@@ -419,18 +382,9 @@ def get_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     sources = ("auto", "upstream", "pypi")
     add("--source", choices=sources, default="auto", help="auto (default): upstream, then pypi")
-    add(
-        "--upstream",
-        default=UPSTREAM,
-        metavar="URL@COMMIT",
-        help="another git repository or commit to compile (default: %(default)s)",
-    )
-    add(
-        "--sdist",
-        type=Path,
-        metavar="FILE",
-        help=f"a downloaded {SDIST_FILE}, for machines without a network; upstream is not tried",
-    )
+    add("--upstream", default=UPSTREAM, metavar="URL@COMMIT", help="default: %(default)s")
+    sdist = f"a downloaded {SDIST_FILE}, for machines without a network; upstream is not tried"
+    add("--sdist", type=Path, metavar="FILE", help=sdist)
     add("--quiet", action="store_true", help="print nothing if Detectron2 can be imported already")
     return parser
 
