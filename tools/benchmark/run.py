@@ -86,7 +86,7 @@ def run_benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def choose_peers(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """Return the peers to measure, and for each one that is left out the reason.
+    """Return the peers to measure, and for each skipped one the reason.
 
     Raises:
         ValueError: one that is asked for can't be imported.
@@ -96,7 +96,7 @@ def choose_peers(asked: Sequence[str] | None) -> tuple[list[str], dict[str, str]
     if asked is not None and missing:
         raise ValueError("; ".join(f"--peers {name}: {why}" for name, why in missing.items()))
     for name, reason in missing.items():
-        logger.warning("%s is left out: %s", name, reason)
+        logger.warning("%s is skipped: %s", name, reason)
     return [name for name in reasons if name not in missing], missing
 
 

@@ -202,7 +202,7 @@ def describe_scale(cfg: CfgNode, min_size: int | None = None) -> str:
         return text
     span = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
     share = _crop_share(cfg)
-    crops = f" of crops of {share:.0%} of the sides on average" if share else ", crops left out"
+    crops = f" of crops of {share:.0%} of the sides on average" if share else ", without crops"
     return f"{text} (INPUT.MIN_SIZE_TRAIN: {span}{crops if cfg.INPUT.CROP.ENABLED else ''})"
 
 

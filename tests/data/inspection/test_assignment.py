@@ -300,7 +300,7 @@ def test_scale_of_the_recipe(cfg, sizes, sampling, middle):
         (
             "absolute",
             [400, 400],
-            "shorter edge 176 px, longer at most 240 (INPUT.MIN_SIZE_TRAIN: 176, crops left out)",
+            "shorter edge 176 px, longer at most 240 (INPUT.MIN_SIZE_TRAIN: 176, without crops)",
         ),
     ],
 )
