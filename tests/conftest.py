@@ -38,13 +38,20 @@ def tiny_cfg() -> CfgNode:
 
 
 @pytest.fixture
-def torchrun():
-    """Run a script in two processes on the CPU: ``torchrun(script, *arguments)``.
+def one_thread():
+    """Compute with one thread, as the processes that a test compares with.
 
-    All have one thread, this one too: sums in another order would have other last digits.
+    Sums in another order would have other last digits.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def torchrun(one_thread):
+    """Run a script in two one-threaded processes on the CPU: ``torchrun(script, *arguments)``."""
 
     def run(script, *arguments, ok=True):
         command = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -64,8 +71,7 @@ def torchrun():
         assert (result.returncode == 0) == ok, result.stdout
         return result.stdout
 
-    yield run
-    torch.set_num_threads(num_threads)
+    return run
 
 
 class VocFolder:

@@ -164,7 +164,7 @@ def test_an_override_changes_the_model():
 
 
 @pytest.mark.slow
-def test_training_resumes_exactly_and_evaluates(small, tmp_path):
+def test_training_resumes_exactly_and_evaluates(small, tmp_path, one_thread):
     """Through the command; resumed after 2 of 4 iterations, with averaged weights."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     command = [sys.executable, str(ROOT / "tools" / "lazyconfig_train_net.py")]
