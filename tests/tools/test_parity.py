@@ -4,10 +4,13 @@ import importlib.util
 
 import pytest
 import torch
+from detectron2.structures import Boxes, Instances
 
 from fcos_d2.checkpoint.convert import convert
 from parity import (
+    Parity,
     compare_checkpoint,
+    compare_detections,
     random_samples,
     random_training_batches,
     relative_difference,
@@ -65,6 +68,37 @@ def test_a_wrong_option_is_seen(monkeypatch, key, value):
     checkpoint = random_checkpoint("torchvision", 3)
     parity = compare_checkpoint(checkpoint, "torchvision", [[{"image": image}]], [])
     assert parity.unequal_images == 1 or parity.boxes > 1
+
+
+class Fixed:
+    """A model that gives the same detections of one image, whatever the image."""
+
+    def __init__(self, xs, scores, classes=(0, 0)):
+        boxes = Boxes(torch.tensor([[x, 0.0, x + 5, 5.0] for x in xs]))
+        self.found = Instances((64, 64), pred_boxes=boxes, scores=torch.tensor(scores))
+        self.found.pred_classes = torch.tensor(classes)
+
+    def detect_with_outputs(self, samples):
+        return [self.found], []
+
+
+@pytest.mark.parametrize(
+    "xs, scores, their_scores, their_classes, difference",
+    [
+        ((30.0, 0.0), (0.5, 0.5), (0.5, 0.4999999), (0, 0), 0),  # tied: any order
+        ((30.0, 0.0), (0.5, 0.5), (0.5, 0.49999), (0, 0), 30),  # not tied
+        ((30.0, 0.0), (0.5, 0.5), (0.5, 0.5), (0, 1), 30),  # tied, of two classes
+        ((0.0, 0.0), (0.5, 0.5), (0.5, 0.5), (0, 0), 30),  # tied, the second box is missing
+        ((0.0, 30.0), (0.9, 0.8), (0.5, 0.4), (0, 0), 0),  # other scores, the same boxes
+    ],
+)
+def test_order_of_tied_detections(xs, scores, their_scores, their_classes, difference):
+    """Their boxes begin at x = 0 and 30, ours as listed, so the boxes differ by 0 or 30."""
+    parity, theirs = Parity(), Fixed((0.0, 30.0), their_scores, their_classes)
+    compare_detections(parity, Fixed(xs, scores, their_classes), theirs, [[{}]])
+    assert (parity.unequal_images, parity.boxes) == (0, difference)
+    wanted = max(abs(a - b) for a, b in zip(scores, their_scores, strict=True))
+    assert parity.scores == pytest.approx(wanted, abs=1e-7)  # float32
 
 
 def test_training_batches_have_what_matters():
